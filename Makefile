@@ -1,0 +1,86 @@
+# Everything a fresh machine needs is installed by these targets; see README.md.
+PYTHON ?= python3
+OLDEST_CELERY = 5.5.0
+# Most tests wait for a worker most of the time.
+PYTEST_OPTIONS ?= -n 3 --dist worksteal
+VENV = .venv/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test test-oldest lint conformance conformance-oldest conformance-baseline docs bench parity transcript clean
+
+# -- the main job: real predictions through a real worker, no server needed
+
+demo: .venv/.demo
+	@$(VENV) examples/digits/demo.py
+
+.venv/.demo: setup.cfg pyproject.toml | .venv/bin/pip
+	.venv/bin/pip install --quiet --editable '.[demo]'
+	@touch $@
+
+.venv/bin/pip:
+	$(PYTHON) -m venv .venv
+
+# -- tests
+
+test: .venv/.dev servers test-oldest
+	$(VENV) -m pytest $(PYTEST_OPTIONS)
+
+# The same workers under the oldest Celery that is supported, with the Redis client of its time (a later one
+# deadlocks in that Celery's client); TensorFlow comes from .venv.
+test-oldest: .venv-oldest/.done servers
+	.venv-oldest/bin/python -m pytest $(PYTEST_OPTIONS) tests/test_choose_pool.py tests/test_fork_guard.py \
+		tests/test_loading.py tests/test_prefork_features.py
+
+.venv/.dev: setup.cfg pyproject.toml | .venv/bin/pip
+	.venv/bin/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+.venv-oldest/.done: .venv/.dev Makefile
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet 'celery==$(OLDEST_CELERY)' 'redis==5.2.1'
+	.venv-oldest/bin/pip install --quiet --no-deps --editable .
+	$(VENV) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$(.venv-oldest/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz-newest.pth"
+	@touch $@
+
+# Redis and RabbitMQ, which the tests start on free ports of their own.
+.PHONY: servers
+servers:
+	@sh tests/install-servers.sh
+
+conformance: .venv/.conformance servers
+	$(VENV) tests/conformance/run.py
+
+conformance-oldest: .venv-oldest/.done .venv/.conformance servers
+	.venv-oldest/bin/python tests/conformance/run.py
+
+conformance-baseline: .venv/.conformance servers
+	$(VENV) tests/conformance/run.py --baseline
+
+.venv/.conformance: .venv/.dev tests/conformance/requirements.txt
+	.venv/bin/pip install --quiet -r tests/conformance/requirements.txt
+	@touch $@
+
+# -- the rest
+
+lint: .venv/.dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	$(VENV) -m mypy
+
+docs: .venv/.dev
+	$(VENV) -c 'from celery_tfpool import config; print(config.markdown_page(), end="")' > docs/settings.md
+
+# All suites, 40 minutes; BENCH_OPTIONS=--quick: less of each, 5 minutes.
+bench: .venv/.dev servers
+	$(VENV) benchmarks/bench.py all $(BENCH_OPTIONS)
+
+parity: .venv/.dev
+	$(VENV) benchmarks/parity.py
+
+transcript: .venv-oldest/.done
+	.venv-oldest/bin/python benchmarks/fork_hang.py
+	$(VENV) benchmarks/fork_hang.py
+
+clean:
+	rm -rf .venv .venv-oldest build *.egg-info

@@ -1,0 +1,22 @@
+"""TFPrefork; with BENCH_CACHE=new as if it had never run here, with BENCH_SHARE=no as if nothing could be shared."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+from recipe import PACKS, PATHS, add_tasks, celery_app
+
+from celery_tfpool import get_model
+
+app = celery_app(__name__)
+app.conf.tf_model_path = PATHS
+if os.environ.get("BENCH_CACHE") == "new":
+    _folder = tempfile.TemporaryDirectory(prefix="bench-packs-")
+    app.conf.tf_cache_dir = _folder.name
+else:
+    app.conf.tf_cache_dir = PACKS
+if os.environ.get("BENCH_SHARE") == "no":
+    app.conf.tf_preimport = app.conf.tf_share_weights = False
+
+add_tasks(app, lambda name, x: get_model(name).predict(x))

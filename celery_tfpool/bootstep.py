@@ -1,0 +1,182 @@
+"""Worker main: check the settings before anything is forked, decide for all children, say it in the banner."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from celery import bootsteps
+from celery.utils.log import get_logger
+from celery.worker import state as worker_state
+
+from . import config, pack_cache, packer, runtime, sources
+from .child import Plan
+from .config import Settings
+from .errors import SettingsError
+from .pack_cache import PackCache
+from .packer import Packing
+from .prefork import TFPrefork
+from .values import short
+
+logger = get_logger(__name__)
+
+
+class Models(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Runs after the pool is made and before it forks; only with `TFPrefork`."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def include_if(self, w: Any) -> bool:
+        return isinstance(w.pool, TFPrefork)
+
+    def create(self, w: Any) -> None:
+        """Check everything that can be checked without TensorFlow, and give the pool its plan.
+
+        Raises:
+            SettingsError: wrong settings, or models that cannot be loaded.
+            ForkGuardError: TensorFlow runs here already, and forking is all there is.
+        """
+        if sys.platform != "linux":
+            logger.warning("celery_tfpool is made for Linux and not tested on %s", sys.platform)
+        settings = config.check(w.app.conf, os.environ, namespace=w.app.namespace or "")
+        check_models(settings)
+        if settings.preimport and settings.model_path:
+            preimport()
+        w.pool.plan = plan(
+            settings,
+            processes=w.max_concurrency or w.concurrency,
+            cores=usable_cores(),
+            proc_alive_timeout=w.app.conf.worker_proc_alive_timeout,
+        )
+        w.pool.guard_fork()
+        if settings.share_weights:
+            w.pool.packings = pack_models(w.pool)
+            packs = tuple((done.name, done.folder) for done in w.pool.packings if done.folder)
+            w.pool.plan = replace(w.pool.plan, packs=packs)
+        if hasattr(w, "extra_info"):  # the banner of `celery worker`, which has no public way to add to
+            original = w.extra_info
+            w.extra_info = lambda: (original() or "") + banner(w.pool)
+
+    def info(self, w: Any) -> dict[str, Any]:
+        """The part ``tfpool`` of ``celery inspect stats``."""
+        return {"tfpool": facts(w.pool)} if isinstance(w.pool, TFPrefork) else {}
+
+
+def check_models(settings: Settings) -> None:
+    """Look at every model's path, as far as that goes without TensorFlow.
+
+    Raises:
+        SettingsError: of all models that cannot be loaded, each with the reason.
+    """
+    problems = []
+    if settings.model_path and (why := runtime.missing()):
+        problems.append(f"  tf_model_path: {why}")
+    for name, path in settings.model_path:
+        try:
+            sources.check(path, safe_mode=settings.safe_mode)
+        except sources.BadSource as exc:
+            problems.append(f"  tf_model_path: model {name!r} at {path!r}: {exc}")
+    if problems:
+        raise SettingsError("\n".join(problems))
+
+
+def preimport() -> None:
+    """Import TensorFlow here, for all children.
+
+    Raises:
+        SettingsError: it cannot be imported.
+    """
+    try:
+        threads = runtime.preimport()
+    except Exception as exc:  # a broken installation fails in many ways
+        reason = f"{type(exc).__name__}: {short(exc)}"
+        raise SettingsError(f"  tf_model_path: TensorFlow or Keras cannot be imported: {reason}") from exc
+    if threads and not runtime.evidence():
+        logger.warning(
+            "importing TensorFlow and Keras started native threads (%s), which children will not have. "
+            "Should they hang, set tf_preimport = False",
+            ", ".join(threads),
+        )
+
+
+def pack_models(pool: TFPrefork) -> list[Packing]:
+    """Find or make the packs of all models, and keep them from being removed while this worker lives."""
+    settings = pool.plan.settings
+    folder = Path(settings.cache_dir) if settings.cache_dir else pack_cache.default_folder(os.environ)
+    cache = PackCache(folder, settings.cache_max_bytes)
+    done = []
+    for name, path in settings.model_path:
+        packing = packer.pack_in_process(
+            name,
+            path,
+            cache,
+            safe_mode=settings.safe_mode,
+            start_method=pool.start_method,
+            timeout=pool.plan.startup_timeout,
+            tick=worker_state.maybe_shutdown,
+        )
+        if packing.folder and pack_cache.hold(packing.folder) is None:
+            packing = Packing(name, reason="its pack was removed as soon as it was made", is_problem=True)
+        done.append(packing)
+        if packing.folder:
+            logger.info("model %r: packed in %s (%.1f s)", name, packing.folder, packing.seconds)
+        else:
+            level = logging.WARNING if packing.is_problem else logging.INFO
+            consequence = "so each child loads a copy of its own"
+            logger.log(level, "model %r from %r is not shared: %s; %s", name, path, packing.reason, consequence)
+    return done
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: affinity, and the cgroup's CPU quota rounded up."""
+    try:
+        from celery.utils.sysinfo import cpu_budget
+    except ImportError:  # Celery before 5.7; loky sees the quota of a container, not of a systemd unit
+        import loky
+
+        return int(loky.cpu_count())
+    return int(cpu_budget().count)
+
+
+def plan(settings: Settings, *, processes: int, cores: int, proc_alive_timeout: float | None) -> Plan:
+    """What each of ``processes`` children gets of ``cores``, and how long it may take to start."""
+    return Plan(
+        settings=settings,
+        intra_op=runtime.threads_per_process(settings.intra_op_parallelism, cores=cores, processes=processes),
+        inter_op=runtime.threads_per_process(settings.inter_op_parallelism, cores=cores, processes=processes),
+        startup_timeout=max(settings.startup_timeout, proc_alive_timeout or 0.0),
+    )
+
+
+def facts(pool: TFPrefork) -> dict[str, Any]:
+    """What there is to know of the pool from outside; JSON-friendly."""
+    settings = pool.plan.settings
+    return {
+        "models": dict(settings.model_path),
+        "load": settings.model_load,
+        "packs": {done.name: done.facts() for done in pool.packings},
+        "start_method": pool.start_method,
+        "threads": {"intra_op": pool.plan.intra_op, "inter_op": pool.plan.inter_op},
+        "versions": runtime.versions(),
+        "children": pool.children(),
+    }
+
+
+def banner(pool: TFPrefork) -> str:
+    known = facts(pool)
+    shared = {name for name, packed in known["packs"].items() if packed["packed"]}
+    models = [
+        f"{name} = {path}" + (" (shared)" if name in shared else "") for name, path in known["models"].items()
+    ] or ["none (tf_model_path is not set)"]
+    rows = [
+        ("models", f"\n{'':16}".join(models)),
+        ("load", f"{known['load']}, in each child"),
+        ("threads", "{intra_op} intra-op, {inter_op} inter-op in each child".format(**known["threads"])),
+        ("start", known["start_method"]),
+        ("versions", ", ".join(" ".join(item) for item in known["versions"].items())),
+    ]
+    return "\n[tfpool]\n" + "".join(f".> {name + ':':<12} {value}\n" for name, value in rows)

@@ -1,0 +1,173 @@
+"""Command line: ``celery tfpool …``, ``--tf-model-path``, and ``--pool=celery_tfpool:TFPrefork``.
+
+Celery loads this module through the entry point group ``celery.commands``
+before it parses options and before it imports the app.  Stock Celery refuses
+dotted pool names, so that is the moment to let ours through, to add the
+worker's option, and to start watching who initialises TensorFlow.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from celery.bin import worker as celery_worker
+from celery.bin.base import CeleryCommand, CeleryOption
+from celery.utils.imports import cwd_in_path
+from celery.utils.log import get_logger
+
+from . import config, models, pack_cache, packer, runtime, sources
+from . import control as control  # registers `celery inspect tfpool`
+from . import pack as pack_files
+from .config import ENVIRONMENT_VARIABLE
+from .errors import ModelLoadError, TFPoolError
+from .pack_cache import PackCache
+from .runner import CannotPack
+
+logger = get_logger(__name__)
+
+POOL = "celery_tfpool:TFPrefork"
+
+
+def _to_environment(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    # As Celery does with --broker: children and every get_model() see it there.
+    if value:
+        os.environ[ENVIRONMENT_VARIABLE] = value
+    return value
+
+
+def _without_traceback(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """What we raise on purpose is a message for the reader, and an exit code."""
+
+    @functools.wraps(callback)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return callback(*args, **kwargs)
+        except TFPoolError as exc:
+            if kwargs.get("logfile"):  # a detached worker has no other place to say it
+                logger.critical("%s", exc)
+            raise click.ClickException(str(exc)) from exc
+
+    return call
+
+
+def extend_worker_command() -> None:
+    """Teach ``celery worker`` our pool's name and option."""
+    pools = celery_worker.WORKERS_POOL
+    if POOL in pools.choices:
+        return
+    pools.choices = (*pools.choices, POOL)
+    command = celery_worker.worker
+    command.params.append(
+        CeleryOption(
+            ["--tf-model-path"],
+            envvar=ENVIRONMENT_VARIABLE,
+            callback=_to_environment,
+            expose_value=False,
+            help_group="Pool Options",
+            help=f"Keras model for {POOL}: a .keras or .h5 file, a SavedModel folder, or module:function. "
+            f"Goes before {ENVIRONMENT_VARIABLE} and the tf_model_path setting.",
+        )
+    )
+    command.callback = _without_traceback(command.callback)
+
+
+extend_worker_command()
+runtime.watch()
+
+
+@click.group(help="Keras models for the TFPrefork pool.")
+def tfpool() -> None:
+    pass
+
+
+@tfpool.command(cls=CeleryCommand)
+@click.argument("path")
+@click.option("--unsafe", is_flag=True, cls=CeleryOption, help="Allow a model that carries code (tf_safe_mode=False).")
+def check(path: str, unsafe: bool) -> None:
+    """Load the model at PATH outside a worker, show what it is, and predict once.
+
+    PATH is a .keras or .h5 file, a SavedModel folder, or module:function.
+    """
+    lazy = models.LazyModel("model", path, safe_mode=not unsafe)
+    with cwd_in_path():
+        try:
+            kind = sources.check(path, safe_mode=not unsafe).value
+            runner = lazy.load()
+        except sources.BadSource as exc:
+            raise click.ClickException(f"{path}: {exc}") from exc
+        except ModelLoadError as exc:
+            raise click.ClickException(f"{path}: {exc.args[2]}") from exc
+    import tensorflow as tf
+
+    click.echo(f"{path}: {kind}, loaded in {lazy.load_time:.2f} s")
+    click.echo("versions: " + ", ".join(" ".join(item) for item in runtime.versions().items()))
+    for title, ports in (("input", runner.inputs), ("output", runner.outputs)):
+        for port in ports:
+            click.echo(f"{title:<7} {port}")
+    numbers = [(int(np.prod(v.shape)), tf.as_dtype(v.dtype).size) for v in runner.variables()]
+    click.echo(f"weights {sum(n for n, _ in numbers):,} numbers, {sum(n * size for n, size in numbers) / 1e6:.1f} MB")
+    started = time.monotonic()
+    try:
+        runner.predict(runner.sample(), models.BATCH_SIZE)
+    except Exception as exc:  # whatever the model's own code raises is what the user wants to see
+        raise click.ClickException(f"predict failed on one row of zeros: {type(exc).__name__}: {exc}") from exc
+    click.echo(f"predict one row of zeros: ok, {time.monotonic() - started:.2f} s the first time")
+
+
+@tfpool.command(cls=CeleryCommand)
+@click.argument("path")
+@click.option("-o", "--output", required=True, type=click.Path(), cls=CeleryOption, help="The folder to make.")
+@click.option("--unsafe", is_flag=True, cls=CeleryOption, help="Allow a model that carries code (tf_safe_mode=False).")
+def pack(path: str, output: str, unsafe: bool) -> None:
+    """Convert the model at PATH into a pack ahead of time, for an image build say.
+
+    Set tf_model_path to the folder then. Workers map it as it is, and the original is needed no more.
+    """
+    target = Path(output)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise click.ClickException(f"{output} is there already; give a folder that is empty or does not exist")
+    existed = target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        with cwd_in_path():
+            packer.write_checked(models.LazyModel("model", path, safe_mode=not unsafe).load(), output)
+    except CannotPack as exc:
+        reason = f"cannot be packed: {exc}"
+    except OSError as exc:
+        reason = f"cannot be written to {output}: {exc.strerror or exc}"
+    except ModelLoadError as exc:
+        reason = exc.args[2]
+    else:
+        click.echo(f"{output}: {pack_files.read_manifest(output).bytes / 1e6:.1f} MB, made of {path}")
+        return
+    shutil.rmtree(target)
+    if existed:
+        target.mkdir()
+    raise click.ClickException(f"{path}: {reason}")
+
+
+@tfpool.command(cls=CeleryCommand)
+@click.option("--clear", is_flag=True, cls=CeleryOption, help="Remove all packs that no worker uses.")
+@click.pass_context
+def cache(ctx: click.Context, clear: bool) -> None:
+    """List the packs that workers have made, or remove them."""
+    settings = config.read(ctx.obj.app.conf, os.environ)
+    packs = PackCache(Path(settings.cache_dir or pack_cache.default_folder(os.environ)), settings.cache_max_bytes)
+    if clear:
+        removed = packs.trim(0)
+        click.echo(f"removed {len(removed)} of {packs.folder}, {sum(entry.bytes for entry in removed) / 1e6:.1f} MB")
+    entries = packs.entries()
+    for entry in entries:
+        used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
+        what = f"no pack: {entry.note}" if entry.note else f"{entry.bytes / 1e6:.1f} MB"
+        click.echo(f"{entry.folder.name}  used {used}{', in use' if entry.in_use else ''}  {what}")
+    click.echo(f"{len(entries)} in {packs.folder}, {sum(entry.bytes for entry in entries) / 1e6:.1f} MB")

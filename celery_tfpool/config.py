@@ -1,0 +1,242 @@
+"""Settings: each ``tf_*`` key with its default, its check and its help.
+
+Reads any mapping and knows neither Celery nor TensorFlow.  All problems of a
+configuration are reported at once, and before anything is started.
+`markdown_page` prints the documentation from the same lines.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from .errors import SettingsError
+
+PREFIX = "tf_"
+ENVIRONMENT_VARIABLE = "CELERY_TF_MODEL_PATH"
+#: The name of a model whose path is given alone, without a name.
+DEFAULT_MODEL = "default"
+
+#: Returns the value to keep; raises ValueError saying what is allowed.
+Check = Callable[[Any], Any]
+
+
+def setting(default: Any, check: Check, description: str) -> Any:
+    """A field of `Settings`: default, check and help in one line."""
+    return field(default=default, metadata={"check": check, "help": description})
+
+
+def one_of(*choices: str) -> Check:
+    def check(value: Any) -> Any:
+        if value not in choices:
+            raise ValueError("must be " + " or ".join(map(repr, choices)))
+        return value
+
+    return check
+
+
+def _is_number(value: Any, types: type | tuple[type, ...]) -> bool:
+    return isinstance(value, types) and not isinstance(value, bool)
+
+
+def seconds(value: Any) -> float:
+    if not _is_number(value, (int, float)) or not 0 < value < float("inf"):
+        raise ValueError("must be a number of seconds > 0")
+    return float(value)
+
+
+def thread_count(value: Any) -> int:
+    if not _is_number(value, int) or value < 0:
+        raise ValueError("must be a whole number >= 0 (0 = auto)")
+    return int(value)
+
+
+def byte_count(value: Any) -> int:
+    if not _is_number(value, int) or value < 0:
+        raise ValueError("must be a whole number of bytes >= 0")
+    return int(value)
+
+
+def folder(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise ValueError("must be the path of a folder")
+    return os.path.abspath(os.path.expanduser(os.fspath(value)))
+
+
+def boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be True or False")
+    return value
+
+
+def model_paths(value: Any) -> tuple[tuple[str, str], ...]:
+    """Named models as (name, path) pairs, in the order in which they were given."""
+    if value is None:
+        return ()
+    named = value if isinstance(value, Mapping) else {DEFAULT_MODEL: value}
+    if not named:
+        raise ValueError("must name at least one model")
+    for name, path in named.items():
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"model names must be non-empty strings, not {name!r}; it")
+        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+            raise ValueError("must be a path, 'module:function', or a dict of name -> one of these")
+    return tuple((name, os.fspath(path)) for name, path in named.items())
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The checked ``tf_*`` settings of one app.  Times are seconds."""
+
+    model_path: tuple[tuple[str, str], ...] = setting(
+        (),
+        model_paths,
+        'The model: a `.keras` or `.h5` file, a SavedModel folder, or `"module:function"` returning a Keras '
+        "model; or a dict of name → one of these. `--tf-model-path` on the worker's command line goes before "
+        f"`{ENVIRONMENT_VARIABLE}` in the environment, and that before the app's configuration.",
+    )
+    model_load: str = setting(
+        "lazy",
+        one_of("lazy", "eager"),
+        '`"lazy"`: a child loads a model at its first use; `"eager"`: before the child takes tasks.',
+    )
+    startup_timeout: float = setting(
+        120.0,
+        seconds,
+        "Seconds until a child must be ready, and a model loaded. A larger `worker_proc_alive_timeout` is respected.",
+    )
+    preimport: bool = setting(
+        True,
+        boolean,
+        "Import TensorFlow and Keras in the worker's main process, before the fork: children, replacements too, start "
+        "with them in place and share their memory. Imported only, never initialised there.",
+    )
+    share_weights: bool = setting(
+        True,
+        boolean,
+        "Convert each model once into a *pack*, files that all processes map: one copy of the weights, and no Keras "
+        "model to build. `False`: each child loads a copy of its own.",
+    )
+    cache_dir: str | None = setting(
+        None,
+        folder,
+        "Where packs are kept; by default `celery_tfpool` in `$XDG_CACHE_HOME` or `~/.cache`.",
+    )
+    cache_max_bytes: int = setting(
+        20 * 2**30,
+        byte_count,
+        "Bytes that packs may take there; beyond, those that nobody uses and were used longest ago are removed.",
+    )
+    fork_guard: str = setting(
+        "spawn",
+        one_of("spawn", "error"),
+        'What to do when TensorFlow already runs in the worker\'s main process: `"spawn"` the children '
+        '(Celery 5.7 or newer), or `"error"`: refuse to start. Both name the line that initialised it.',
+    )
+    intra_op_parallelism: int = setting(
+        0, thread_count, "Threads inside one operation, for each child; 0 = usable cores ÷ children."
+    )
+    inter_op_parallelism: int = setting(
+        0, thread_count, "Operations at the same time, for each child; 0 = usable cores ÷ children."
+    )
+    safe_mode: bool = setting(True, boolean, "Refuse model files that carry Python code (Keras's `safe_mode`).")
+
+
+KEYS = tuple(PREFIX + f.name for f in fields(Settings))
+
+
+def read(conf: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
+    """The settings in ``conf``; ``CELERY_TF_MODEL_PATH`` of ``environ`` goes before ``conf``.
+
+    Raises:
+        SettingsError: names every wrong value, and what is allowed.
+    """
+    values, problems = {}, []
+    for f in fields(Settings):
+        key, value = PREFIX + f.name, conf.get(PREFIX + f.name, f.default)
+        if f.name == "model_path":
+            value = environ.get(ENVIRONMENT_VARIABLE) or (value if value != () else None)
+        try:
+            values[f.name] = f.metadata["check"](value)
+        except ValueError as exc:
+            problems.append(f"{key}: {exc}, got {value!r}")
+    _raise(problems)
+    return Settings(**values)
+
+
+def unknown(keys: Iterable[str], namespace: str = "") -> list[str]:
+    """One problem for each of ``keys`` that looks like ours and is not.
+
+    A key is ours when it starts with ``tf_``, or with the app's namespace
+    before that (``CELERY_TF_`` in Django's settings).
+    """
+    problems = []
+    start = f"{namespace}_{PREFIX}".lower() if namespace else PREFIX
+    for key in sorted(keys):
+        if namespace and key.lower().startswith(start):
+            name = key[len(namespace) + 1 :].lower()
+        elif key.startswith(PREFIX):
+            name = key
+        else:
+            continue
+        if name not in KEYS:
+            near = difflib.get_close_matches(name, KEYS, n=1)
+            problems.append(f"{key}: unknown" + (f" (did you mean {near[0]}?)" if near else ""))
+    return problems
+
+
+def check(conf: Mapping[str, Any], environ: Mapping[str, str], namespace: str = "") -> Settings:
+    """`read`, with unknown keys among the problems.
+
+    Raises:
+        SettingsError: every wrong value and unknown key of ``conf``.
+    """
+    problems = unknown(conf, namespace)
+    try:
+        settings = read(conf, environ)
+    except SettingsError as exc:
+        problems += [line.strip() for line in exc.args[0].splitlines()]
+    _raise(problems)
+    return settings
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise SettingsError("\n".join(f"  {line}" for line in problems))
+
+
+def markdown_page() -> str:
+    """The page ``docs/settings.md``, written by ``make docs``."""
+    lines = ["| setting | default | meaning |", "|---|---|---|"]
+    for f in fields(Settings):
+        default = "—" if f.default == () else f"`{f.default!r}`"
+        lines.append(f"| `{PREFIX}{f.name}` | {default} | {f.metadata['help']} |")
+    return _PAGE.format(table="\n".join(lines))
+
+
+_PAGE = """\
+# Settings
+
+Settings of celery_tfpool are settings of your Celery app, lower case: `app.conf.tf_model_path = "digits.keras"`.
+Under a namespace they are spelt as the app's other settings are: `CELERY_TF_MODEL_PATH` in Django's `settings.py`
+with `namespace="CELERY"`. Times are seconds.
+
+{table}
+
+All of them are checked together before the worker forks anything. A wrong one stops the worker with exit code 1:
+
+    Error: bad settings:
+      tf_model_lod: unknown (did you mean tf_model_load?)
+      tf_safe_mode: must be True or False, got 1
+
+Two of Celery's own settings have a say in the same things:
+
+- `worker_proc_alive_timeout` (default 4 s) is replaced by `tf_startup_timeout` unless it is larger.
+- `worker_max_memory_per_child` is compared with the memory that a child alone has written (`Private_Dirty` and swap
+  in `/proc/PID/smaps_rollup`), not with its peak resident size: shared and mapped pages do not recycle a child.
+"""

@@ -1,0 +1,69 @@
+"""Every error raised on purpose.
+
+An error keeps its facts in ``args`` and builds its text from them, so it
+survives pickle and Celery's JSON result backend, which both rebuild an
+exception as ``cls(*args)``.
+"""
+
+from __future__ import annotations
+
+
+class TFPoolError(Exception):
+    """Base of all errors of celery_tfpool."""
+
+    template = "{0}"
+
+    def __str__(self) -> str:
+        try:
+            return self.template.format(*self.args)
+        except IndexError:  # rebuilt by somebody with other arguments
+            return super().__str__()
+
+
+class SettingsError(TFPoolError):
+    """One or more ``tf_*`` settings are wrong; nothing was started.
+
+    Args: one line for each wrong setting, joined by newlines.
+    """
+
+    template = "bad settings:\n{0}"
+
+
+class ForkGuardError(TFPoolError):
+    """TensorFlow runs in the worker's main process, so forking would hang its children.
+
+    Args: who initialised it, why children cannot be spawned instead.
+    """
+
+    template = (
+        "TensorFlow was initialised in the worker's main process by {0}. "
+        "It does not survive fork(): predict would wait for ever in every child. {1}. "
+        "Load the model in the task instead: set tf_model_path and call celery_tfpool.get_model() there"
+    )
+
+
+class UnknownModelError(TFPoolError, LookupError):
+    """`get_model` was asked for a name that ``tf_model_path`` does not have.
+
+    Args: the name asked for (None for "the only one"), the names there are, comma separated.
+    """
+
+    template = "no model named {0!r}; tf_model_path has: {1}"
+
+
+class ModelLoadError(TFPoolError):
+    """A model could not be loaded in this process.
+
+    Args: the model's name, where it comes from, the reason.
+    """
+
+    template = "could not load model {0!r} from {1!r}: {2}. Try it outside the worker: celery tfpool check {1}"
+
+
+class InvalidInputError(TFPoolError, ValueError):
+    """What was given to ``predict`` does not fit the model.
+
+    Args: the model's name, what it expects, what came.
+    """
+
+    template = "model {0!r} expects {1}; got {2}"

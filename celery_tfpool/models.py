@@ -1,0 +1,289 @@
+"""Decide when a model is loaded: the handle that `get_model` returns, and what stands behind it.
+
+A handle is a name until its first use; then the model is loaded, once, in the
+process that used it.  ``predict`` gives the numbers of ``keras.Model.predict``
+through one compiled function instead of a new data pipeline per call
+(0.3 ms instead of 60, see ``benchmarks/``).  Whatever the compiled function
+cannot take goes to Keras itself.
+
+A model that has a pack is called from there, and the Keras model is loaded only
+when something is asked that only Keras has.
+
+Knows nothing of Celery or of where the model runs; how a model is loaded and
+called is for `loading` and the runners.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import KW_ONLY, dataclass, field
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+from .errors import ModelLoadError, TFPoolError, UnknownModelError
+from .loading import load
+from .pack_runner import PackRunner
+from .runner import Runner
+from .sources import BadSource
+from .values import short
+
+logger = logging.getLogger(__name__)
+
+#: Rows of one compiled call when the caller does not say, as in Keras.
+BATCH_SIZE = 32
+
+#: Entered around each load with the model's name and path.
+AroundLoad = Callable[[str, str], AbstractContextManager[None]]
+
+
+def load_plainly(name: str, path: str) -> AbstractContextManager[None]:
+    """An `AroundLoad` that adds nothing."""
+    return contextlib.nullcontext()
+
+
+class Handle:
+    """A model by name.  `predict` is Keras's, without its overhead; all else is the Keras model itself.
+
+    The model is loaded at the first use, in the process of that use.
+    """
+
+    __slots__ = ("_find",)
+    _find: Callable[[], LazyModel]
+
+    def __init__(self, find: Callable[[], LazyModel]) -> None:
+        object.__setattr__(self, "_find", find)
+
+    @property
+    def _lazy(self) -> LazyModel:
+        return self._find()
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        steps: int | None = None,
+        callbacks: Any = None,
+    ) -> Any:
+        """Predictions for ``x``, with the numbers of ``keras.Model.predict``.
+
+        Args:
+            x: rows along the first dimension: an array, tensor or (nested)
+                list for a model with one input; a list, tuple or dict of them
+                for several.  Numbers are cast to the input's dtype as Keras
+                does.  0 rows give 0 rows.
+            batch_size: rows per compiled call; 32 as in Keras.
+            verbose: accepted for Keras's sake; no progress bar is drawn.
+            steps, callbacks: as in Keras; with either, and for a dataset,
+                generator or the like as ``x``, Keras itself predicts.
+
+        Returns:
+            NumPy arrays in the structure of the model's outputs; for a
+            SavedModel with several outputs, a dict by their names.
+
+        Raises:
+            InvalidInputError: shape, dtype, number or names of the inputs do
+                not fit; says what was expected and what came.
+            ModelLoadError: the first use failed to load the model.
+        """
+        runner = self._lazy.load()
+        if steps is None and callbacks is None and runner.takes(x):
+            return runner.predict(x, BATCH_SIZE if batch_size is None else batch_size)
+        verbose = 0 if verbose == "auto" else verbose
+        return self._lazy.original().delegate(
+            x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._lazy.keras_model("__call__")(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # inspect, json and friends ask for these; they must not load a model
+            raise AttributeError(name)
+        model = self._lazy.keras_model(name)
+        if name == "quantize":  # makes another function of the model, so Keras forgets its compiled one too
+            self._lazy.original().forget()
+        return getattr(model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._lazy.keras_model(name), name, value)
+
+    def __copy__(self) -> Handle:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Handle:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"the handle of model {self._lazy.name!r} belongs to this process and cannot be pickled; "
+            "send the name, and call get_model(name) where it is needed"
+        )
+
+    def __repr__(self) -> str:
+        state = "loaded" if self._lazy.loaded else "not loaded"
+        return f"<model {self._lazy.name!r} from {self._lazy.path!r}, {state}>"
+
+
+class Models:
+    """The models of one process, by name."""
+
+    def __init__(
+        self,
+        model_path: tuple[tuple[str, str], ...],
+        *,
+        safe_mode: bool,
+        packs: Mapping[str, str] = MappingProxyType({}),
+        around_load: AroundLoad = load_plainly,
+        interrupts: tuple[type[BaseException], ...] = (),
+    ) -> None:
+        self._lazy = {
+            name: LazyModel(
+                name, path, safe_mode=safe_mode, pack=packs.get(name), around_load=around_load, interrupts=interrupts
+            )
+            for name, path in model_path
+        }
+
+    def get(self, name: str | None = None) -> Handle:
+        """The handle of ``name``, or of the only model.
+
+        Raises:
+            UnknownModelError: no such name, or no name and several models.
+        """
+        lazy = self.find(name)
+        return Handle(lambda: lazy)
+
+    def find(self, name: str | None = None) -> LazyModel:
+        """The model ``name``, or the only one.
+
+        Raises:
+            UnknownModelError: no such name, or no name and several models.
+        """
+        if name is None and len(self._lazy) == 1:
+            name = next(iter(self._lazy))
+        try:
+            return self._lazy[name]  # type: ignore[index]
+        except KeyError:
+            raise UnknownModelError(name, ", ".join(self._lazy) or "nothing (it is not set)") from None
+
+    def __len__(self) -> int:
+        return len(self._lazy)
+
+    def load_all(self) -> None:
+        """Load every model that is not loaded yet.
+
+        Raises:
+            ModelLoadError: of the first that fails.
+        """
+        for lazy in self._lazy.values():
+            lazy.load()
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """By name: whether it is loaded, from its pack or not, and in how many seconds."""
+        return {
+            name: {"loaded": lazy.loaded, "packed": lazy.packed, "load_time": lazy.load_time}
+            for name, lazy in self._lazy.items()
+        }
+
+
+@dataclass(eq=False)
+class LazyModel:
+    """One model of this process: where it comes from, and once it was needed, the thing itself."""
+
+    name: str
+    path: str
+    _: KW_ONLY
+    safe_mode: bool
+    #: The folder of its pack, if it has one.
+    pack: str | None = None
+    around_load: AroundLoad = load_plainly
+    #: What may interrupt a load without being the load's failure (a time limit).
+    interrupts: tuple[type[BaseException], ...] = ()
+    #: Seconds; None until it is loaded.
+    load_time: float | None = field(default=None, init=False)
+    _runner: Runner | None = field(default=None, init=False)
+    # Re-entrant, so that a "module:function" that uses its own handle
+    # ends in RecursionError and not in a deadlock.
+    _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
+
+    @property
+    def loaded(self) -> bool:
+        return self._runner is not None
+
+    @property
+    def packed(self) -> bool:
+        """Whether predictions come from mapped files."""
+        return isinstance(self._runner, PackRunner)
+
+    def load(self) -> Runner:
+        """The model, from its pack if it has one; loads it unless somebody has already.
+
+        Raises:
+            ModelLoadError: with the reason, and never anything else that
+                loading raised, except what ends the process or the task.
+        """
+        with self._lock:
+            if self._runner is None:
+                return self._take(self._load_pack if self.pack else self._load)
+            return self._runner
+
+    def original(self) -> Runner:
+        """The model itself, from now on for predictions as well: its weights may change, and the pack's do not.
+
+        Raises:
+            ModelLoadError: as `load`.
+        """
+        with self._lock:
+            if self._runner is None or (self.packed and self.pack):
+                return self._take(self._load)
+            return self._runner
+
+    def _take(self, load_it: Callable[[], Runner]) -> Runner:
+        started = time.monotonic()
+        with self.around_load(self.name, self.path):
+            runner = load_it()
+            self.load_time = round(time.monotonic() - started, 3)
+            self._runner = runner
+        return runner
+
+    def _load_pack(self) -> Runner:
+        try:
+            return PackRunner(self.name, self.pack or "")
+        except self.interrupts:
+            raise
+        except Exception as exc:  # whatever is wrong with the pack, there is the model
+            logger.warning(
+                "model %r: its pack %s cannot be used (%s: %s); loading %s instead, as a copy of this process's own",
+                self.name,
+                self.pack,
+                type(exc).__name__,
+                short(exc),
+                self.path,
+            )
+            return self._load()
+
+    def _load(self) -> Runner:
+        passed_on: tuple[type[BaseException], ...] = (TFPoolError, *self.interrupts)
+        try:
+            return load(self.name, self.path, safe_mode=self.safe_mode)
+        except passed_on:
+            raise
+        except Exception as exc:  # anything at all may come out of the user's file or function
+            reason = str(exc) if isinstance(exc, BadSource) else f"{type(exc).__name__}: {short(exc)}"
+            raise ModelLoadError(self.name, self.path, reason) from exc
+
+    def keras_model(self, attribute: str) -> Any:
+        """The real Keras model, for what only it has."""
+        model = self.original().keras_model
+        if model is None:
+            form = "pack" if self.packed else "SavedModel"
+            raise AttributeError(
+                f"model {self.name!r} is a {form}, which has predict() only, no {attribute!r}. "
+                "Save it with model.save('….keras') to have the whole Keras model"
+            )
+        return model

@@ -1,0 +1,158 @@
+"""Make packs before the pool starts, each in a process of its own that then ends.
+
+Worker main must not initialise TensorFlow, and loading a model does.  A
+process that crashes, hangs or fails over a model costs that model its pack
+and nothing else: children load it the plain way then, and whoever uses it
+sees the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import numpy as np
+
+from . import pack, pack_cache, runtime, sources
+from .loading import load
+from .pack_cache import CacheUnusable, PackCache
+from .pack_runner import PackRunner
+from .runner import CannotPack, Runner
+from .sources import Kind
+from .values import short
+
+#: Seconds between two looks at whether the worker should stop.
+_TICK = 0.1
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What became of one model: the folder of its pack, or why it has none."""
+
+    name: str
+    folder: str | None = None
+    reason: str = ""
+    #: Something is wrong, as opposed to a kind of model that has no pack.
+    is_problem: bool = False
+    seconds: float = 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """For ``celery inspect``; JSON-friendly."""
+        if self.folder is None:
+            return {"packed": False, "reason": self.reason}
+        return {"packed": True, "folder": self.folder, "bytes_shared": pack.read_manifest(self.folder).bytes}
+
+
+def pack_in_process(
+    name: str,
+    path: str,
+    cache: PackCache,
+    *,
+    safe_mode: bool,
+    start_method: str,
+    timeout: float,
+    tick: Callable[[], None],
+) -> Packing:
+    """Find or make the pack of one model in a process of its own.
+
+    Args:
+        start_method: "fork", which knows the custom classes that this process
+            knows, or "spawn".
+        timeout: seconds until the process is killed.
+        tick: called all the while; whatever it raises ends the process.
+    """
+    started = time.monotonic()
+    context: Any = multiprocessing.get_context(start_method)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_main, args=(sender, name, path, cache, safe_mode, timeout), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        while not wait([receiver], _TICK):
+            tick()
+            if time.monotonic() - started > timeout:
+                return Packing(name, reason=f"packing it took longer than {timeout:g} s", is_problem=True)
+        folder, reason, is_problem = json.loads(receiver.recv_bytes())
+        return Packing(name, folder, reason, is_problem, time.monotonic() - started)
+    except EOFError:
+        process.join(_TICK)
+        return Packing(name, reason=f"the process that packed it ended with {process.exitcode}", is_problem=True)
+    finally:
+        receiver.close()
+        process.kill()
+        process.join()
+
+
+def _main(sender: Connection, name: str, path: str, cache: PackCache, safe_mode: bool, timeout: float) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.alarm(int(timeout) + 1)  # worker main may be gone by then
+    try:
+        answer: tuple[str | None, str, bool] = (find_or_make(name, path, cache, safe_mode=safe_mode), "", False)
+    except CannotPack as exc:
+        answer = None, str(exc), False
+    except CacheUnusable as exc:
+        answer = None, str(exc), True
+    except sources.BadSource as exc:
+        answer = None, str(exc), True
+    except Exception as exc:  # anything at all may come out of the user's file
+        answer = None, f"{type(exc).__name__}: {short(exc)}", True
+    sender.send_bytes(json.dumps(answer).encode())
+    sender.close()
+    # TensorFlow's threads, and what the user's modules registered for the end of worker main, have no say here.
+    os._exit(0)
+
+
+def find_or_make(name: str, path: str, cache: PackCache, *, safe_mode: bool) -> str:
+    """The folder of the model's pack, from the cache or made anew; initialises TensorFlow when it makes one.
+
+    Raises:
+        CannotPack: this model has none.
+        CacheUnusable: there is no place for it.
+        BadSource: there is no such model.
+        Exception: whatever loading the model raises.
+    """
+    kind = sources.check(path, safe_mode=safe_mode)
+    path = os.path.expanduser(path)
+    if kind is Kind.PACK:
+        pack.verify(path)
+        return path
+    if kind in (Kind.FUNCTION, Kind.REMOTE):
+        raise CannotPack("only a file or folder on this machine can be seen to have changed")
+    facts = [kind.value, *pack_cache.environment_facts(runtime.versions(), os.environ)]
+    code: list[str] = []
+    if sources.has_custom_code(path, kind):
+        more, code = pack_cache.code_of_this_process()
+        facts += more
+
+    def make(folder: str) -> None:
+        write_checked(load(name, path, safe_mode=safe_mode), folder)
+
+    return cache.get_or_make(pack_cache.fingerprint(path, facts, code=code), make)
+
+
+def write_checked(runner: Runner, folder: str) -> None:
+    """`pack.write`, and one prediction by either to see that they are the same.
+
+    Raises:
+        CannotPack: this model has no pack, or one that gives other numbers.
+    """
+    pack.write(runner, folder)
+    try:
+        sample = runner.sample()
+        expected = runner.predict(sample, 1)
+    except Exception:  # zeros are not for every model, and then there is nothing to compare
+        return
+    import keras
+
+    packed = PackRunner(runner.name, folder).predict(sample, 1)
+    for ours, theirs in zip(keras.tree.flatten(packed), keras.tree.flatten(expected), strict=True):
+        if not np.array_equal(ours, theirs, equal_nan=np.issubdtype(theirs.dtype, np.inexact)):
+            raise CannotPack("its pack gives other numbers than the model itself")

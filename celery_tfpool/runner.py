@@ -1,0 +1,138 @@
+"""Predict with a loaded model: sort out the inputs, call in batches, join the outputs.
+
+`Runner` is what is the same for all forms of a model.  How a form is compiled
+and called is for its subclasses in `keras_runner`, `free_runner` and
+`signature_runner`; how it was found and loaded is for `loading`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .errors import InvalidInputError
+from .inputs import Named, Structured
+from .ports import Port, describe
+from .values import Misfit, concatenate, dtype_of, is_plain, to_numpy
+
+
+class CannotPack(Exception):
+    """Why a model cannot be made into a pack, in words that follow its name."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A traced function of flat arguments, and the structure of its symbolic outputs."""
+
+    function: Callable[..., Any]
+    outputs: Any
+
+    def __call__(self, *values: Any) -> Any:
+        import tensorflow as tf
+
+        return to_numpy(self.function(*map(tf.convert_to_tensor, values)))
+
+    def of_no_rows(self, values: list[Any]) -> Any:
+        """The outputs for 0 rows, which some of TensorFlow's kernels refuse or get wrong: none of them is asked."""
+        import keras
+        import tensorflow as tf
+
+        if all(symbol.shape[1:].is_fully_defined() for symbol in keras.tree.flatten(self.outputs)):
+            return keras.tree.map_structure(
+                lambda symbol: np.empty((0, *symbol.shape[1:]), symbol.dtype.as_numpy_dtype), self.outputs
+            )
+        # Sizes that depend on the input's: those of one row.
+        one = self(*(tf.zeros([1, *value.shape[1:]], dtype_of(value)) for value in values))
+        return keras.tree.map_structure(lambda value: value[:0] if value.shape else np.empty(0, value.dtype), one)
+
+
+class Runner(ABC):
+    """A loaded model with a compiled call."""
+
+    name: str
+    inputs: list[Port]
+    outputs: list[Port]
+    _inputs: Structured | Named
+    #: The real Keras model; None for a SavedModel.
+    keras_model: Any = None
+
+    @abstractmethod
+    def prepare(self, x: Any) -> tuple[Compiled, list[Any]]:
+        """The compiled call for ``x``, and its arguments: an array or tensor for each input.
+
+        Raises:
+            Misfit: ``x`` does not fit.
+        """
+
+    def single_call(self) -> tuple[Structured | Named, Compiled]:
+        """The inputs, and the one traced function of them all that serves whatever comes.
+
+        Raises:
+            CannotPack: there is no such function.
+        """
+        raise CannotPack("it has no single graph")
+
+    def delegate(self, x: Any, **options: Any) -> Any:
+        """Let Keras itself predict.
+
+        Raises:
+            InvalidInputError: there is no Keras model.
+        """
+        given = [f"{key}={value!r}" for key, value in options.items() if key in ("steps", "callbacks") and value]
+        with self._refusal():
+            raise Misfit(", ".join([type(x).__name__, *given]) + ", which only a .keras or .h5 model takes")
+
+    @abstractmethod
+    def variables(self) -> list[Any]:
+        """The variables of the model; each has a dtype and a shape."""
+
+    def takes(self, x: Any) -> bool:
+        """Whether ``x`` is plain data for the compiled call, and not a dataset or the like."""
+        return is_plain(x)
+
+    def forget(self) -> None:  # noqa: B027 - a SavedModel never changes
+        """Compile anew at the next call."""
+
+    def sample(self) -> Any:
+        """One row of zeros (or empty strings) for each input."""
+        return self._inputs.sample()
+
+    def predict(self, x: Any, batch_size: int) -> Any:
+        """NumPy arrays in the structure of the model's outputs.
+
+        Raises:
+            InvalidInputError: ``x`` or ``batch_size`` does not fit.
+        """
+        if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+            raise InvalidInputError(self.name, "a whole number of at least 1 as batch_size", repr(batch_size))
+        with self._refusal():
+            call, values = self.prepare(x)
+            rows = _rows(values)
+        if rows == 0:
+            return call.of_no_rows(values)
+        if rows <= batch_size:
+            return call(*values)
+        starts = range(0, rows, batch_size)
+        return concatenate([call(*(value[start : start + batch_size] for value in values)) for start in starts])
+
+    @contextlib.contextmanager
+    def _refusal(self) -> Iterator[None]:
+        try:
+            yield
+        except Misfit as exc:
+            raise InvalidInputError(self.name, self._expected(), str(exc)) from exc.__cause__
+
+    def _expected(self) -> str:
+        return describe(self.inputs) or "no input"
+
+
+def _rows(values: list[Any]) -> int:
+    rows = [int(value.shape[0]) for value in values]
+    if len(set(rows)) != 1:
+        raise Misfit(f"inputs of different numbers of rows: {rows}")
+    return rows[0]

@@ -1,0 +1,266 @@
+"""TensorFlow as a whole: is it initialised and by whom, how many threads, which versions.
+
+A process may *import* TensorFlow and still fork safely; once it is
+*initialised* (the first tensor, layer or session starts native thread pools)
+a forked child waits for ever.  Nothing here initialises it.
+
+TensorFlow has no public way to ask whether it is initialised, so the
+private names that tell are used here and nowhere else:
+``tensorflow.python.eager.context`` (``_context``, ``Context.ensure_initialized``)
+and ``tensorflow.python.client.session`` (``BaseSession``).
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import importlib.util
+import linecache
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+_CONTEXT = "tensorflow.python.eager.context"
+_DISTRIBUTIONS = (
+    "tensorflow",
+    "tensorflow-cpu",
+    "tensorflow-gpu",
+    "tensorflow-intel",
+    "tensorflow-macos",
+    "tensorflow-rocm",
+    "tf-nightly",
+    "tf-nightly-cpu",
+)
+
+#: Where TensorFlow was initialised in this process, as `watch` saw it.
+_initialised_at: str | None = None
+
+
+# -- is it initialised? --------------------------------------------------------
+
+
+def is_initialised() -> bool:
+    """Whether this process has a TensorFlow runtime, which would not survive a fork."""
+    return bool(evidence())
+
+
+def evidence() -> str:
+    """What shows that TensorFlow runs in this process; empty when nothing does."""
+    if "tensorflow" not in sys.modules:
+        return ""
+    module = sys.modules.get(_CONTEXT)
+    context = getattr(module, "_context", None)
+    devices = getattr(context, "_physical_devices", None) or ()
+    return judge(
+        has_context=getattr(context, "_context_handle", None) is not None,
+        thread_names=_native_threads(),
+        device_types=[device.device_type for device in devices],
+        was_seen=_initialised_at is not None,
+    )
+
+
+def judge(
+    *, has_context: bool, thread_names: Iterable[str], device_types: Iterable[str], was_seen: bool = False
+) -> str:
+    """Why a process with these marks must not fork; empty when it may.
+
+    A session of TensorFlow 1 has no context.  It has threads, named since
+    some version after 2.16; where `watch` was on it was seen besides.
+
+    Listing devices is harmless on a CPU.  With a GPU among them it has
+    started the CUDA driver, which cannot be used in a forked process.
+    """
+    if has_context:
+        return "an eager context"
+    if was_seen or any(name.startswith("tf_") for name in thread_names):
+        return "native threads of a TensorFlow session"
+    if any(kind != "CPU" for kind in device_types):
+        return "an initialised accelerator driver"
+    return ""
+
+
+def _native_threads() -> list[str]:
+    """Names of this process's native threads (Linux; elsewhere none)."""
+    names = []
+    try:
+        for thread in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{thread}/comm") as file:
+                names.append(file.read().strip())
+    except OSError:  # a thread ended meanwhile, or there is no /proc
+        pass
+    return names
+
+
+def preimport() -> list[str]:
+    """Import TensorFlow and Keras, which initialises nothing; names of the native threads that it started."""
+    before = _native_threads()
+    importlib.import_module("tensorflow")
+    importlib.import_module("keras")
+    return _native_threads()[len(before) :]
+
+
+# -- who did it? ---------------------------------------------------------------
+
+
+def watch() -> None:
+    """From now on remember the line that initialises TensorFlow in this process."""
+    for module, owner, method in (
+        (_CONTEXT, "Context", "ensure_initialized"),
+        ("tensorflow.python.client.session", "BaseSession", "__init__"),  # TensorFlow 1's way
+    ):
+        wrapt.register_post_import_hook(functools.partial(_watch_first_call, owner=owner, method=method), module)
+
+
+def _watch_first_call(module: ModuleType, *, owner: str, method: str) -> None:
+    target: Any = getattr(module, owner)
+    original = getattr(target, method)
+
+    @functools.wraps(original)
+    def first_call(*args: Any, **kwargs: Any) -> Any:
+        global _initialised_at
+        # Once is enough, and a context's method is on the path of every operation.
+        setattr(target, method, original)
+        _initialised_at = _initialised_at or blame(traceback.extract_stack(sys._getframe(1)))
+        return original(*args, **kwargs)
+
+    setattr(target, method, first_call)
+
+
+def blame(stack: list[traceback.FrameSummary]) -> str:
+    """The line of ``stack`` (innermost last) that a reader can change.
+
+    That is the innermost one outside TensorFlow and Keras, and, where that is
+    in an installed package, also the innermost line of the user's own.
+    """
+    callers = [f for f in reversed(stack) if not _is_inside(f.filename, ("tensorflow", "keras", "wrapt"))]
+    own = next((f for f in callers if is_own_code(f.filename)), None)
+    first = callers[0] if callers else None
+    if first is None:
+        return "an unknown line"
+    text = _place(first)
+    return text if own is None or own is first else f"{text}, called from {_place(own)}"
+
+
+def culprit() -> str:
+    """Who initialised TensorFlow here: the line when `watch` was on, else what can be found."""
+    return _initialised_at or _search_modules() or f"an unknown line (found {evidence() or 'nothing'})"
+
+
+def _place(frame: traceback.FrameSummary) -> str:
+    return f"{frame.filename}:{frame.lineno}" + (f": {frame.line}" if frame.line else "")
+
+
+@functools.cache
+def _installed() -> tuple[str, ...]:
+    return tuple({sysconfig.get_paths()[key] for key in ("purelib", "platlib", "stdlib")})
+
+
+def _is_inside(filename: str, packages: tuple[str, ...]) -> bool:
+    return any(f"{os.sep}{package}{os.sep}" in filename for package in packages) and not is_own_code(filename)
+
+
+def is_own_code(filename: str) -> bool:
+    """Whether a file is the user's, and neither installed nor of this package."""
+    return (
+        os.path.isabs(filename)
+        and not filename.startswith(_installed())
+        and f"{os.sep}site-packages{os.sep}" not in filename
+        and not filename.startswith(os.path.dirname(__file__))
+    )
+
+
+def _search_modules() -> str | None:
+    """A module-level model, layer or tensor of the user's own code, which must have initialised it."""
+    for module in list(sys.modules.values()):
+        filename = getattr(module, "__file__", None)
+        if not filename or not is_own_code(filename):
+            continue
+        for name, value in list(vars(module).items()):
+            if type(value).__module__.partition(".")[0] in ("keras", "tensorflow") and hasattr(value, "dtype"):
+                line = _line_of(filename, name)
+                place = f"{filename}:{line}: {linecache.getline(filename, line).strip()}" if line else filename
+                return f"{place} (it holds a {type(value).__name__})"
+    return None
+
+
+def _line_of(filename: str, name: str) -> int | None:
+    try:
+        tree = ast.parse("".join(linecache.getlines(filename)))
+    except SyntaxError:
+        return None
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return node.lineno
+    return None
+
+
+# -- threads -------------------------------------------------------------------
+
+
+def threads_per_process(configured: int, *, cores: int, processes: int) -> int:
+    """``configured`` threads, or for 0 an equal share of ``cores``, at least 1."""
+    return configured or max(1, cores // max(1, processes))
+
+
+def limit_threads(*, intra_op: int, inter_op: int, explicit: bool) -> None:
+    """Give this process's TensorFlow so many threads, now or as soon as anybody imports it.
+
+    A number that the user's own code has given to ``tf.config.threading``
+    stays, unless ``explicit`` says that ours comes from a setting.  Without
+    effect where TensorFlow is initialised already.
+    """
+
+    def apply(tensorflow: ModuleType) -> None:
+        if is_initialised():
+            return
+        options = tensorflow.config.threading
+        if explicit or not options.get_intra_op_parallelism_threads():
+            options.set_intra_op_parallelism_threads(intra_op)
+        if explicit or not options.get_inter_op_parallelism_threads():
+            options.set_inter_op_parallelism_threads(inter_op)
+
+    wrapt.register_post_import_hook(apply, "tensorflow")
+
+
+# -- versions ------------------------------------------------------------------
+
+
+def versions() -> dict[str, str]:
+    """Versions of TensorFlow and Keras, without importing either; absent ones are left out."""
+    found = {}
+    for module, distributions in (("tensorflow", _DISTRIBUTIONS), ("keras", ("keras", "keras-nightly"))):
+        loaded = getattr(sys.modules.get(module), "__version__", None)
+        if loaded is None and importlib.util.find_spec(module) is None:
+            continue
+        found[module] = loaded or next(filter(None, map(_version_of, distributions)), "installed")
+    return found
+
+
+def _version_of(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def missing() -> str:
+    """Why no model can be loaded on this machine, and what to do; empty when one can."""
+    have = versions()
+    if "tensorflow" not in have:
+        return "TensorFlow is not installed. Install it: pip install 'celery-tfpool[tensorflow]' (or [tensorflow-cpu])"
+    if "keras" not in have:
+        return "Keras is not installed. Install it: pip install 'keras>=3.1'"
+    if have["keras"].startswith(("2.", "3.0.")):
+        return f"Keras {have['keras']} is too old. Install a newer one: pip install 'keras>=3.1'"
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    if backend != "tensorflow":
+        return f"KERAS_BACKEND is {backend!r} in the environment; this pool needs 'tensorflow'. Unset it"
+    return ""

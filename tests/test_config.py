@@ -1,0 +1,87 @@
+"""Settings: defaults, checks, precedence, and words for what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from celery_tfpool import config
+from celery_tfpool.config import Settings
+from celery_tfpool.errors import SettingsError
+
+
+def test_defaults() -> None:
+    """Nothing has to be set."""
+    assert Settings() == config.check({}, {})
+
+
+def test_several_models() -> None:
+    """A dict names its models; a lone path has the name "default"."""
+    assert (("a", "x.keras"), ("b", "m:f")) == config.read(
+        {"tf_model_path": {"a": "x.keras", "b": "m:f"}}, {}
+    ).model_path
+    assert (("default", "x.keras"),) == config.read({"tf_model_path": Path("x.keras")}, {}).model_path
+
+
+def test_environment_goes_before_configuration() -> None:
+    settings = config.read({"tf_model_path": "conf.keras"}, {"CELERY_TF_MODEL_PATH": "env.keras"})
+    assert (("default", "env.keras"),) == settings.model_path
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("tf_model_path", 3, "must be a path, 'module:function', or a dict of name -> one of these"),
+        ("tf_model_path", {}, "must name at least one model"),
+        ("tf_model_path", {1: "x"}, "model names must be non-empty strings"),
+        ("tf_model_load", "soon", "must be 'lazy' or 'eager'"),
+        ("tf_startup_timeout", 0, "must be a number of seconds > 0"),
+        ("tf_startup_timeout", True, "must be a number of seconds > 0"),
+        ("tf_startup_timeout", float("nan"), "must be a number of seconds > 0"),
+        ("tf_fork_guard", "off", "must be 'spawn' or 'error'"),
+        ("tf_intra_op_parallelism", -1, "must be a whole number >= 0 (0 = auto)"),
+        ("tf_inter_op_parallelism", 1.5, "must be a whole number >= 0 (0 = auto)"),
+        ("tf_safe_mode", "no", "must be True or False"),
+    ],
+)
+def test_wrong_value(key: str, value: Any, allowed: str) -> None:
+    """Names the setting, what is allowed, and the value."""
+    with pytest.raises(SettingsError) as caught:
+        config.check({key: value}, {})
+    message = str(caught.value)
+    assert f"{key}: " in message
+    assert allowed in message
+    assert f"got {value!r}" in message
+
+
+def test_all_problems_at_once() -> None:
+    """Wrong values and unknown keys, with the nearest right name."""
+    with pytest.raises(SettingsError) as caught:
+        config.check({"tf_model_lod": "eager", "tf_safe_mode": 1, "tf_fork_guard": None, "task_acks_late": 1}, {})
+    assert [
+        "bad settings:",
+        "  tf_model_lod: unknown (did you mean tf_model_load?)",
+        "  tf_fork_guard: must be 'spawn' or 'error', got None",
+        "  tf_safe_mode: must be True or False, got 1",
+    ] == str(caught.value).splitlines()
+
+
+def test_namespace() -> None:
+    """Django's settings: CELERY_TF_…; other people's TF_… are not ours."""
+    app = Celery(set_as_current=False)
+    app.config_from_object({"CELERY_TF_MODEL_PATH": "x.keras", "TF_ENABLE_ONEDNN_OPTS": 1}, namespace="CELERY")
+    assert (("default", "x.keras"),) == config.check(app.conf, {}, "CELERY").model_path
+
+    app = Celery(set_as_current=False)
+    app.config_from_object({"CELERY_TF_MODEL_PAHT": "x.keras"}, namespace="CELERY")
+    with pytest.raises(SettingsError, match=r"CELERY_TF_MODEL_PAHT: unknown \(did you mean tf_model_path\?\)"):
+        config.check(app.conf, {}, "CELERY")
+
+
+def test_documentation_is_fresh() -> None:
+    """docs/settings.md is what the settings print: `make docs` writes it."""
+    page = (Path(__file__).parent.parent / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert config.markdown_page() == page

@@ -1,0 +1,333 @@
+"""Packs: the same numbers as Keras, bit for bit, from files that are mapped; damage is noticed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import quiet
+from keras import layers, ops
+from test_parity import CASES, assert_same, for_keras, keras_itself
+from zoo import ZOO, chain, normal
+
+from celery_tfpool import errors, memory, pack
+from celery_tfpool.keras_runner import declared
+from celery_tfpool.loading import load
+from celery_tfpool.models import Handle, LazyModel
+from celery_tfpool.pack_runner import PackRunner
+from celery_tfpool.runner import CannotPack
+
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore:__array__")]
+
+#: What cannot be packed, and why.
+CANNOT = {
+    "TextVectorization": "it looks words up in a table|lookup table or another resource",
+    "TextVectorization, ragged": "it looks words up in a table|lookup table or another resource",
+    "StringLookup": "it looks words up in a table|lookup table or another resource",
+    "subclassed": "it does not say what inputs it takes",
+    "subclassed, of a dict": "it does not say what inputs it takes",
+    "never built": "it does not say what inputs it takes",
+    "own predict_step": "a predict_step\\(\\) of its own",
+}
+
+Pair = tuple[Any, PackRunner]
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
+    """A model of the zoo by its name, from one file: by Keras, and by way of a pack."""
+    folder = tmp_path_factory.mktemp("packs")
+    pairs: dict[str, Pair] = {}
+
+    def get(name: str) -> Pair:
+        if name not in pairs:
+            path = str(folder / f"{len(pairs)}.keras")
+            with keras_itself():
+                ZOO[name].build().save(path)
+                theirs = keras.models.load_model(path)
+            theirs.predict(for_keras(ZOO[name].rows(33)), verbose=0)  # as in test_parity
+            pairs[name] = theirs, PackRunner(name, pack_of(path, folder / f"{len(pairs)}.pack"))
+        return pairs[name]
+
+    return get
+
+
+def pack_of(path: str, folder: Path) -> str:
+    folder.mkdir()
+    pack.write(load("model", path, safe_mode=True), str(folder))
+    return str(folder)
+
+
+@pytest.fixture
+def of_model(tmp_path: Path) -> Callable[[Any], tuple[Any, LazyModel]]:
+    """A model, and what a child has of it: its file and its pack."""
+
+    def make(model: Any) -> tuple[Any, LazyModel]:
+        path = str(tmp_path / "model.keras")
+        model.save(path)
+        folder = pack_of(path, tmp_path / "pack")
+        return keras.models.load_model(path), LazyModel("model", path, safe_mode=True, pack=folder)
+
+    return make
+
+
+# -- the same numbers ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "rows", "batch_size"), [case for case in CASES if case[0] not in CANNOT])
+def test_same_numbers(packed: Callable[[str], Pair], name: str, rows: int, batch_size: int | None) -> None:
+    """Every kind of model that can be packed: 1, 33 and 1,000 rows, in other batches as well."""
+    theirs, ours = packed(name)
+    x = ZOO[name].rows(rows)
+    any_size = any(None in port.shape[1:] for port in declared(theirs, "inputs"))
+    expected = theirs.predict(for_keras(x), batch_size=batch_size, verbose=0)
+
+    assert_same(ours.predict(x, batch_size or 32), expected, rtol=1e-5 if any_size else 0)
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in CANNOT])
+def test_no_rows(packed: Callable[[str], Pair], name: str) -> None:
+    """0 rows give 0 rows, in the shape and dtype of one."""
+    _, ours = packed(name)
+    some, none = (ours.predict(ZOO[name].rows(rows), 32) for rows in (4, 0))
+
+    for one, other in zip(keras.tree.flatten(some), keras.tree.flatten(none), strict=True):
+        assert (one.dtype, (0, *one.shape[1:])) == (other.dtype, other.shape)
+
+
+@pytest.mark.parametrize("name", CANNOT)
+def test_cannot_be_packed(tmp_path: Path, name: str) -> None:
+    """What has no pack says so, and leaves no folder that looks like one."""
+    path = str(tmp_path / "model.keras")
+    with keras_itself():
+        ZOO[name].build().save(path)
+
+    with pytest.raises(CannotPack, match=CANNOT[name]):
+        pack_of(path, tmp_path / "pack")
+    assert not pack.is_pack(str(tmp_path / "pack"))
+
+
+def test_python_function_cannot_be_packed(tmp_path: Path) -> None:
+    """A graph that calls back into Python."""
+
+    @keras.saving.register_keras_serializable("test_pack")
+    class Python(layers.Layer):  # type: ignore[misc]
+        def call(self, x: Any) -> Any:
+            y = tf.numpy_function(lambda array: array * 2, [x], tf.float32)
+            y.set_shape(x.shape)
+            return y
+
+    path = str(tmp_path / "model.keras")
+    chain((3,), Python()).save(path)
+    with pytest.raises(CannotPack, match=r"calls a Python function"):
+        pack_of(path, tmp_path / "pack")
+
+
+@pytest.mark.parametrize("name", ["dense", "lstm", "several, listed", "several, named"])
+def test_saved_model(tmp_path: Path, name: str) -> None:
+    """A SavedModel's signature, its inputs by name and in the model's order."""
+    ZOO[name].build().export(str(tmp_path / "saved"), verbose=False)
+    plain = load("model", str(tmp_path / "saved"), safe_mode=True)
+    ours = PackRunner("model", pack_of(str(tmp_path / "saved"), tmp_path / "pack"))
+
+    for rows in (1, 33):
+        assert_same(ours.predict(ZOO[name].rows(rows), 32), plain.predict(ZOO[name].rows(rows), 32))
+
+
+def test_two_of_one_kind(tmp_path: Path) -> None:
+    """Functions of two models that were traced under the same names do not meet in one process."""
+    answers = []
+    for number in (1, 2):
+        path = str(tmp_path / f"{number}.keras")
+        chain((2,), layers.Dense(1, kernel_initializer=keras.initializers.Constant(number))).save(path)
+        program = f"import test_pack; from pathlib import Path; test_pack.pack_of({path!r}, Path({path + '.pack'!r}))"
+        run_python(program)
+    for number in (1, 2):
+        answers.append(PackRunner("model", str(tmp_path / f"{number}.keras.pack")).predict([[1.0, 2.0]], 32).item())
+    assert [3.0, 6.0] == answers
+
+
+def run_python(program: str) -> str:
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parent,
+        env=quiet(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stderr
+    return done.stdout
+
+
+# -- what a child has --------------------------------------------------------------
+
+
+def test_errors_are_the_models_own(of_model: Callable[[Any], tuple[Any, LazyModel]]) -> None:
+    """Through a pack, what does not fit is refused in the same words."""
+    _, lazy = of_model(ZOO["several, named"].build())
+    plain = LazyModel("model", lazy.path, safe_mode=True)
+    for x in ({"wide": np.ones((1, 4))}, np.ones((1, 4)), {"wide": np.ones((1, 5)), "ids": np.ones((1, 3))}):
+        said = []
+        for model in (lazy, plain):
+            with pytest.raises(errors.InvalidInputError) as caught:
+                Handle(lambda model=model: model).predict(x)  # type: ignore[misc]
+            said.append(str(caught.value))
+        assert said[0] == said[1]
+
+
+def test_only_what_is_needed(of_model: Callable[[Any], tuple[Any, LazyModel]]) -> None:
+    """No Keras model until something is asked that only Keras has; from then on its weights count."""
+    theirs, lazy = of_model(chain((2,), layers.Dense(1)))
+    handle = Handle(lambda: lazy)
+    x = normal(2)(3)
+
+    assert_same(handle.predict(x), theirs.predict(x, verbose=0))
+    assert lazy.packed
+    assert lazy.load().keras_model is None
+
+    handle.layers[0].set_weights([np.ones((2, 1)), np.zeros(1)])
+    assert not lazy.packed
+    assert_same(handle.predict(x), x.sum(axis=1, keepdims=True))
+
+    assert_same(keras.models.load_model(lazy.path).predict(x, verbose=0), theirs.predict(x, verbose=0))
+
+
+def test_dataset_goes_to_keras(of_model: Callable[[Any], tuple[Any, LazyModel]]) -> None:
+    theirs, lazy = of_model(chain((2,), layers.Dense(1)))
+    data = tf.data.Dataset.from_tensor_slices(normal(2)(5)).batch(2)
+
+    assert_same(Handle(lambda: lazy).predict(data, verbose=0), theirs.predict(data, verbose=0))
+
+
+def test_state_between_calls(of_model: Callable[[Any], tuple[Any, LazyModel]]) -> None:
+    """Variables that the graph assigns live in the process, and the files stay as they are."""
+    model = keras.Sequential([keras.Input((3, 2), batch_size=1), layers.LSTM(2, stateful=True)])
+    theirs, lazy = of_model(model)
+    x = normal(3, 2)(1)
+
+    expected = [theirs.predict(x, verbose=0) for _ in range(3)]
+    assert not np.array_equal(expected[0], expected[1])
+    for _ in range(2):  # another process would begin anew, as a second attachment does
+        runner = PackRunner("model", lazy.pack or "")
+        for answer in expected:
+            assert_same(runner.predict(x, 1), answer)
+    pack.verify(lazy.pack or "")
+
+
+def test_random_numbers(of_model: Callable[[Any], tuple[Any, LazyModel]]) -> None:
+    """A layer that draws numbers in predict draws Keras's own, and new ones at each call."""
+
+    @keras.saving.register_keras_serializable("test_pack")
+    class Noise(layers.Layer):  # type: ignore[misc]
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.generator = keras.random.SeedGenerator(7)
+
+        def call(self, x: Any) -> Any:
+            return x + keras.random.normal(ops.shape(x), seed=self.generator)
+
+    theirs, lazy = of_model(chain((3,), Noise()))
+    x = normal(3)(2)
+    handle = Handle(lambda: lazy)
+
+    first, second = (theirs.predict(x, verbose=0) for _ in range(2))
+    assert not np.array_equal(first, second)
+    assert_same(handle.predict(x), first)
+    assert_same(handle.predict(x), second)
+
+
+def test_weights_are_shared(tmp_path: Path) -> None:
+    """Two processes with 80 MB of weights have written next to nothing of them."""
+    path = str(tmp_path / "model.keras")
+    chain((3200,), layers.Dense(3200), layers.Dense(3200)).save(path)
+    folder = pack_of(path, tmp_path / "pack")
+    program = f"""
+import numpy as np
+from celery_tfpool.loading import load
+from celery_tfpool import memory
+small = load("small", {pack_of(str(small_model(tmp_path)), tmp_path / "small")!r}, safe_mode=True)
+small.predict(np.ones((1, 2)), 1)
+before = memory.written_here()
+model = load("model", {{}}, safe_mode=True)
+model.predict(np.ones((1, 3200)), 1)
+print(memory.written_here() - before)
+"""
+    packed, plain = (int(run_python(program.format(repr(source)))) for source in (folder, path))
+    assert plain > 80e6
+    assert packed < 8e6
+
+
+def small_model(folder: Path) -> Path:
+    chain((2,), layers.Dense(1)).save(folder / "small.keras")
+    return folder / "small.keras"
+
+
+# -- damage ------------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["graph.pb", "weights/0.npy", "pack.json"])
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
+def test_damage_is_noticed(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+    """Any byte of any file; what is cut off or missing is noticed by whoever attaches it, too."""
+    folder = pack_of(str(small_model(tmp_path)), tmp_path / "pack")
+    damage(tmp_path / "pack" / name)
+
+    with pytest.raises(pack.DamagedPack):
+        pack.verify(folder)
+    if damage is not flip:
+        with pytest.raises(pack.DamagedPack):
+            pack.attach(folder)
+
+
+def test_format_of_the_future(tmp_path: Path) -> None:
+    folder = pack_of(str(small_model(tmp_path)), tmp_path / "pack")
+    facts = json.loads((tmp_path / "pack" / "pack.json").read_text())
+    (tmp_path / "pack" / "pack.json").write_text(json.dumps({**facts, "format": 99}))
+    with pytest.raises(pack.DamagedPack, match="format 99; this version of celery_tfpool knows 1"):
+        pack.attach(folder)
+
+
+def test_damaged_pack_is_left_for_the_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A child whose pack cannot be used loads the model itself, and says why."""
+    path = str(small_model(tmp_path))
+    folder = pack_of(path, tmp_path / "pack")
+    cut(tmp_path / "pack" / "graph.pb")
+    lazy = LazyModel("model", path, safe_mode=True, pack=folder)
+
+    theirs = keras.models.load_model(path)
+    assert_same(Handle(lambda: lazy).predict(np.ones((1, 2))), theirs.predict(np.ones((1, 2)), verbose=0))
+    assert "its pack" in caplog.text
+    assert "graph.pb has" in caplog.text
+
+
+def test_manifest_survives_json(tmp_path: Path) -> None:
+    """Structures of inputs and outputs, tuples and lists told apart."""
+    path = str(tmp_path / "model.keras")
+    ZOO["several, nested"].build().save(path)
+    folder = tmp_path / "pack"
+    folder.mkdir()
+    written = pack.write(load("model", path, safe_mode=True), str(folder))
+
+    assert written == pack.read_manifest(str(folder))
+    assert memory.of_process(os.getpid())["private"] > 0

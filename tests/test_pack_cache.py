@@ -1,0 +1,258 @@
+"""The cache of packs: one of each, whole or not at all, whatever is killed and however full the disk is."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import make_model, quiet, wait_until
+
+from celery_tfpool import pack, pack_cache, runtime
+from celery_tfpool.pack_cache import CacheUnusable, PackCache, fingerprint
+from celery_tfpool.runner import CannotPack
+
+#: A process that makes, or finds, the pack of a model in a cache, and prints where and whether it made it.
+PACKER = textwrap.dedent(
+    """
+    import sys
+    from pathlib import Path
+    from celery_tfpool import packer
+    from celery_tfpool.pack_cache import PackCache
+    path, folder, max_bytes = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    made = []
+    original = packer.write_checked
+    def write_checked(*arguments):
+        made.append(1)
+        print("begins", flush=True)
+        original(*arguments)
+    packer.write_checked = write_checked
+    print(packer.find_or_make("model", path, PackCache(folder, max_bytes), safe_mode=True), len(made), flush=True)
+    """
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_model(str(tmp_path_factory.mktemp("models") / "sum.keras"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> PackCache:
+    return PackCache(tmp_path / "cache", 2**30)
+
+
+def start(path: str, cache: PackCache, *before: str) -> subprocess.Popen[str]:
+    command = [*before, sys.executable, "-c", PACKER, path, str(cache.folder), str(cache.max_bytes)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quiet(os.environ))
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, int]:
+    """The folder of the pack, and how often the process made it."""
+    out, err = process.communicate(timeout=120)
+    assert 0 == process.returncode, err
+    folder, made = out.splitlines()[-1].split()
+    return folder, int(made)
+
+
+def fake(size: int = 100) -> Callable[[str], None]:
+    """Make what passes for a pack without TensorFlow."""
+
+    def make(folder: str) -> None:
+        Path(folder, "graph.pb").write_bytes(os.urandom(size))
+        files = {"graph.pb": pack._facts(os.path.join(folder, "graph.pb"))}
+        manifest = pack.Manifest("f", pack.Named([], []), [], [], {}, files)
+        Path(folder, "pack.json").write_text(pack.json.dumps(manifest.to_json()))
+
+    return make
+
+
+def never(folder: str) -> None:
+    raise AssertionError("it is there already")
+
+
+# -- fingerprints ------------------------------------------------------------------
+
+
+def test_fingerprint(tmp_path: Path) -> None:
+    """Of content, not of names and times; of versions, of Keras's configuration, and of custom code."""
+    first, second, code = tmp_path / "first.keras", tmp_path / "second.keras", tmp_path / "layers.py"
+    first.write_text("model")
+    second.write_text("model")
+    code.write_text("class Layer: pass")
+    facts = pack_cache.environment_facts({"keras": "3.15"}, {"KERAS_HOME": str(tmp_path)})
+    known = [fingerprint(str(first), facts)]
+    assert fingerprint(str(second), facts) == known[0]
+
+    second.write_text("modem")
+    known.append(fingerprint(str(second), facts))
+    known.append(fingerprint(str(first), facts, code=[str(code)]))
+    code.write_text("class Layer: fail")
+    known.append(fingerprint(str(first), facts, code=[str(code)]))
+    known.append(
+        fingerprint(str(first), pack_cache.environment_facts({"keras": "3.16"}, {"KERAS_HOME": str(tmp_path)}))
+    )
+    (tmp_path / "keras.json").write_text('{"floatx": "float16"}')
+    known.append(
+        fingerprint(str(first), pack_cache.environment_facts({"keras": "3.15"}, {"KERAS_HOME": str(tmp_path)}))
+    )
+    assert len(set(known)) == len(known)
+
+
+def test_fingerprint_of_folder(tmp_path: Path) -> None:
+    (tmp_path / "saved" / "variables").mkdir(parents=True)
+    (tmp_path / "saved" / "saved_model.pb").write_text("graph")
+    before = fingerprint(str(tmp_path / "saved"), [])
+    (tmp_path / "saved" / "variables" / "data").write_text("weights")
+    assert before != fingerprint(str(tmp_path / "saved"), [])
+    shutil.copytree(tmp_path / "saved", tmp_path / "copy")
+    assert fingerprint(str(tmp_path / "copy"), []) == fingerprint(str(tmp_path / "saved"), [])
+
+
+def test_own_code_counts() -> None:
+    """The user's modules belong to a model with custom classes; the standard library and installed ones do not."""
+    _, files = pack_cache.code_facts([sys.modules[__name__], pytest, os, pack, None])
+    assert [__file__] == files
+    assert runtime.is_own_code(__file__)
+
+
+# -- making --------------------------------------------------------------------------
+
+
+def test_found_again(model: str, cache: PackCache) -> None:
+    folder, made = finish(start(model, cache))
+    assert 1 == made
+    assert (folder, 0) == finish(start(model, cache))
+    pack.verify(folder)
+
+
+def test_two_at_once_make_one(model: str, cache: PackCache) -> None:
+    found = [finish(process) for process in [start(model, cache) for _ in range(3)]]
+    assert 1 == len({folder for folder, _ in found})
+    assert 1 == sum(made for _, made in found)
+
+
+def test_damaged_is_made_anew(model: str, cache: PackCache) -> None:
+    folder, _ = finish(start(model, cache))
+    weights = Path(folder, "weights", "0.npy")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+
+    assert (folder, 1) == finish(start(model, cache))
+    pack.verify(folder)
+    assert [Path(folder).name] == sorted(path.name for path in cache.folder.iterdir() if path.is_dir())
+
+
+def test_killed_at_random(model: str, cache: PackCache) -> None:
+    """SIGKILL at any moment of packing leaves nothing that is trusted, and nothing that stays."""
+    chance = random.Random(4)
+    for _ in range(8):
+        process = start(model, cache)
+        assert process.stdout is not None
+        process.stdout.readline()  # "begins", unless an earlier one came through
+        time.sleep(chance.uniform(0, 0.4))
+        process.kill()
+        process.communicate()
+        for entry in cache.entries():
+            pack.verify(str(entry.folder))
+    folder, _ = finish(start(model, cache))
+    pack.verify(folder)
+    assert [Path(folder).name] == [path.name for path in cache.folder.iterdir() if path.is_dir()]
+
+
+def test_no_pack_is_remembered(cache: PackCache) -> None:
+    def refuse(folder: str) -> None:
+        Path(folder, "graph.pb").write_text("half")
+        raise CannotPack("it looks words up in a table")
+
+    for make in (refuse, never):
+        with pytest.raises(CannotPack, match="it looks words up in a table"):
+            cache.get_or_make("key", make)
+    (entry,) = cache.entries()
+    assert "it looks words up in a table" == entry.note
+
+
+def test_failure_is_not_remembered(cache: PackCache) -> None:
+    def fail(folder: str) -> None:
+        Path(folder, "graph.pb").write_text("half")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cache.get_or_make("key", fail)
+    assert [] == [path for path in cache.folder.iterdir() if path.is_dir()]
+    pack.verify(cache.get_or_make("key", fake()))
+
+
+# -- no room, no right -----------------------------------------------------------------
+
+
+def test_full_disk(model: str, cache: PackCache) -> None:
+    """A file that cannot grow: said as such, and nothing is left."""
+    command = ["bash", "-c", 'ulimit -f 1; exec "$@"', "bash"]  # 1 KiB; the graph needs more
+    process = start(model, cache, *command)
+    _, err = process.communicate(timeout=120)
+    assert "CacheUnusable" in err
+    assert "File too large" in err
+    assert [] == [path for path in cache.folder.iterdir() if path.is_dir()]
+
+
+def test_not_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheUnusable, match="file/cache cannot be used: Not a directory"):
+        PackCache(tmp_path / "file" / "cache", 2**30).get_or_make("key", fake())
+
+
+# -- bounded ---------------------------------------------------------------------------
+
+
+def names(cache: PackCache) -> list[str]:
+    return [entry.folder.name for entry in cache.entries()]
+
+
+def age(cache: PackCache, *keys: str) -> None:
+    for number, key in enumerate(keys):
+        os.utime(cache.folder / key, (number, number))
+
+
+def test_least_recently_used_goes(tmp_path: Path) -> None:
+    cache = PackCache(tmp_path, 25_000)
+    for key in ("a", "b"):
+        cache.get_or_make(key, fake(10_000))
+    age(cache, "a", "b")
+    cache.get_or_make("a", never)  # used again
+    cache.get_or_make("c", fake(10_000))
+    assert ["a", "c"] == names(cache)
+
+
+def test_what_is_in_use_stays(tmp_path: Path) -> None:
+    """Held by a process or by a fork of it, until the last one has ended."""
+    cache = PackCache(tmp_path, 2**30)
+    cache.get_or_make("a", fake())
+    cache.get_or_make("b", fake())
+    program = (
+        "import os, sys, time; from celery_tfpool import pack_cache\n"
+        "assert pack_cache.hold(sys.argv[1]) is not None\n"
+        "os.fork(); os.write(1, b'%d\\n' % os.getpid()); time.sleep(600)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    pids = [int(holder.stdout.readline()) for _ in range(2)]
+
+    for pid in pids:
+        assert ["b"] == [entry.folder.name for entry in cache.trim(0)] or pid != pids[0]
+        assert ["a"] == names(cache)
+        os.kill(pid, signal.SIGKILL)
+    holder.wait()
+    wait_until(lambda: cache.trim(0), "the pack to be free")
+    assert [] == names(cache)
+
+
+def test_hold_what_is_gone(tmp_path: Path) -> None:
+    assert pack_cache.hold(str(tmp_path / "nothing")) is None

@@ -1,0 +1,131 @@
+"""The decisions of the pool, as plain functions of what is known and of the time."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+
+from celery_tfpool import errors, runtime
+from celery_tfpool.bootstep import plan
+from celery_tfpool.config import Settings
+from celery_tfpool.fork_guard import fork_decision
+from celery_tfpool.watching import GRACE, ChildState, CrashLoop
+
+
+@pytest.mark.parametrize(
+    ("evidence", "fork_guard", "can_spawn", "decision"),
+    [
+        ("", "spawn", True, "fork"),
+        ("", "error", False, "fork"),
+        ("an eager context", "spawn", True, "spawn"),
+        ("an eager context", "spawn", False, "refuse"),
+        ("an eager context", "error", True, "refuse"),
+    ],
+)
+def test_fork_decision(evidence: str, fork_guard: str, can_spawn: bool, decision: str) -> None:
+    assert decision == fork_decision(evidence=evidence, fork_guard=fork_guard, can_spawn=can_spawn)
+
+
+@pytest.mark.parametrize(
+    ("has_context", "threads", "devices", "evidence"),
+    [
+        (False, ["python", "python"], [], ""),
+        (False, ["python"], ["CPU"], ""),
+        (True, ["python"], [], "an eager context"),
+        (False, ["python", "tf_Compute"], [], "native threads of a TensorFlow session"),
+        (False, ["python"], ["CPU", "GPU"], "an initialised accelerator driver"),
+    ],
+)
+def test_evidence(has_context: bool, threads: list[str], devices: list[str], evidence: str) -> None:
+    """Imported and asked for its devices TensorFlow may be; a GPU among them has started CUDA."""
+    assert evidence == runtime.judge(has_context=has_context, thread_names=threads, device_types=devices)
+    assert runtime.judge(has_context=has_context, thread_names=threads, device_types=devices, was_seen=True)
+
+
+@pytest.mark.parametrize(
+    ("configured", "cores", "processes", "threads"),
+    [(0, 8, 2, 4), (0, 8, 3, 2), (0, 2, 8, 1), (0, 1, 0, 1), (3, 8, 8, 3)],
+)
+def test_threads_per_process(configured: int, cores: int, processes: int, threads: int) -> None:
+    """An equal share of the cores, at least 1, unless a number is configured."""
+    assert threads == runtime.threads_per_process(configured, cores=cores, processes=processes)
+
+
+def test_plan() -> None:
+    """A user's own larger worker_proc_alive_timeout is respected, Celery's default of 4 s is not."""
+    assert 120 == plan(Settings(), processes=2, cores=8, proc_alive_timeout=4.0).startup_timeout
+    assert 600 == plan(Settings(), processes=2, cores=8, proc_alive_timeout=600.0).startup_timeout
+    assert 4 == plan(Settings(), processes=2, cores=8, proc_alive_timeout=4.0).intra_op
+
+
+def test_child_that_never_becomes_ready() -> None:
+    state = ChildState(slot=0, started=100.0)
+    assert state.overdue(now=110.0, timeout=10.0) is None
+    assert "not ready after 11 s" == state.overdue(now=111.0, timeout=10.0)
+    state.update({"models": {}, "loading": None, "ready": True}, now=112.0)
+    assert state.overdue(now=1000.0, timeout=10.0) is None
+
+
+def test_child_that_loads_for_ever() -> None:
+    """The child itself gives up at the time-out; worker main waits a little longer for it."""
+    state = ChildState(slot=0, started=100.0, ready=True)
+    state.update({"models": {}, "loading": "digits"}, now=200.0)
+    assert state.overdue(now=210.0 + GRACE, timeout=10.0) is None
+    assert "not done after 16 s, loading model 'digits'" == state.overdue(now=211.0 + GRACE, timeout=10.0)
+    state.update({"models": {"digits": {"loaded": True}}, "loading": None}, now=212.0)
+    assert state.overdue(now=1000.0, timeout=10.0) is None
+
+
+def test_crash_loop() -> None:
+    """Only ends in a row count."""
+    loop = CrashLoop(limit=3)
+    assert [False, False, False, False, False, True] == [loop.ended(ready) for ready in (0, 0, 1, 0, 0, 0)]
+
+
+def test_blame_names_the_users_line(tmp_path: Path) -> None:
+    """The innermost line outside TensorFlow and Keras; in an installed package also the user's own."""
+    own, library = str(tmp_path / "tasks.py"), "/venv/lib/python3.11/site-packages/deepface/load.py"
+    inside = "/venv/lib/python3.11/site-packages/keras/src/layers/layer.py"
+
+    def frame(filename: str, line: int, text: str) -> traceback.FrameSummary:
+        return traceback.FrameSummary(filename, line, "f", line=text)
+
+    stack = [frame(own, 7, "M = load_model(P)"), frame(inside, 3, "x"), frame(inside, 4, "y")]
+    assert f"{own}:7: M = load_model(P)" == runtime.blame(stack)
+    stack.insert(1, frame(library, 9, "keras.load()"))
+    assert f"{library}:9: keras.load(), called from {own}:7: M = load_model(P)" == runtime.blame(stack)
+    assert "an unknown line" == runtime.blame([])
+
+
+ERRORS = [
+    errors.SettingsError("  tf_safe_mode: must be True or False, got 1"),
+    errors.ForkGuardError("tasks.py:1", "why"),
+    errors.UnknownModelError("a", "b, c"),
+    errors.ModelLoadError("a", "/a.keras", "damaged"),
+    errors.InvalidInputError("a", "float32", "string"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+def test_errors_survive_pickle_and_json(error: errors.TFPoolError) -> None:
+    """Celery rebuilds an exception as cls(*args)."""
+    assert str(error) == str(pickle.loads(pickle.dumps(error)))
+    assert str(error) == str(type(error)(*json.loads(json.dumps(error.args))))
+    assert error.args[0] in str(error)
+    assert isinstance(type(error)("rebuilt by somebody else").__str__(), str)
+
+
+@pytest.mark.parametrize("module", ["celery_tfpool", "celery_tfpool.cli", "celery_tfpool.bootstep"])
+def test_importing_costs_nothing(module: str) -> None:
+    """Neither the package nor what every `celery` command imports brings TensorFlow or Keras, or starts a thread."""
+    code = (
+        f"import {module}, sys, threading as t; print({{'tensorflow', 'keras'}} & set(sys.modules), t.active_count())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "set() 1" == done.stdout.strip()

@@ -1,0 +1,275 @@
+"""One import and one copy of the weights for all children of a real worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from celery import VERSION
+from conftest import APPS, StartWorker, Worker, make_model, marked, quiet, wait_until
+
+ONES = [1.0] * 16
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model of 80 MB: 16 numbers in, 16 000 times 10 times their sum out."""
+    code = (
+        "ones = {'kernel_initializer': 'ones', 'use_bias': False}\n"
+        "model = keras.Sequential([layers.Input((16,)), layers.Dense(4400, **ones), layers.Dense(4400, **ones), "
+        "layers.Dense(1, **ones)])"
+    )
+    return make_model(str(tmp_path_factory.mktemp("models") / "large.keras"), code)
+
+
+def tfpool(worker: Worker) -> dict[str, Any]:
+    return dict(worker.stats()["tfpool"])
+
+
+def run(*command: str, cache: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A ``celery`` command of the app under test."""
+    environ = quiet(os.environ) | {"TFPOOL_TEST_CONF": "{}", "XDG_CACHE_HOME": str(cache), **variables}
+    return subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "proj", *command],
+        cwd=APPS,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# -- what is shared ------------------------------------------------------------
+
+
+def test_shared(start_worker: StartWorker, large: str, engine: str) -> None:
+    """Every child maps the pack, a replacement too, and has written little of 80 MB."""
+    worker = start_worker("-c", "2", broker=engine, conf={"tf_model_path": {"large": large}})
+    assert ".> models:      large = " in worker.log
+    assert "(shared)" in worker.log
+    expected = [[16.0 * 4400 * 4400]]
+    before = worker.children()
+    os.kill(before[0], signal.SIGKILL)
+    wait_until(lambda: len(worker.children()) == 2 and worker.children() != before, "a replacement")
+
+    def all_have_predicted() -> bool:
+        assert expected == worker.call("predict_row", ONES)[1]
+        worker.send("nap", 0.5)  # Celery prefers the first child that is free
+        assert expected == worker.call("predict_row", ONES)[1]
+        return all(child["models"].get("large", {}).get("loaded") for child in tfpool(worker)["children"])
+
+    wait_until(all_have_predicted, "a prediction by each child")
+    facts = tfpool(worker)
+    packed = facts["packs"]["large"]
+    assert packed["packed"] is True
+    assert packed["bytes_shared"] > 77e6
+    for child in facts["children"]:
+        assert child["models"]["large"]["packed"] is True
+        assert child["models"]["large"]["load_time"] < 30
+        assert child["memory"]["private"] < 60e6
+        assert child["memory"]["pss"] > child["memory"]["private"]
+
+
+def test_not_shared(start_worker: StartWorker, large: str) -> None:
+    """With ``tf_share_weights = False`` each child has a copy of its own."""
+    worker = start_worker("-c", "1", conf={"tf_model_path": large, "tf_share_weights": False})
+    worker.call("predict_row", ONES)
+    facts = tfpool(worker)
+    assert {} == facts["packs"]
+    (child,) = facts["children"]
+    assert child["models"]["default"]["packed"] is False
+    assert child["memory"]["private"] > 77e6
+
+
+@pytest.mark.parametrize("preimport", [True, False])
+def test_preimport(start_worker: StartWorker, digits: str, preimport: bool) -> None:
+    """Children have TensorFlow in place before anybody asks for a model, or not."""
+    worker = start_worker("-c", "1", conf={"tf_model_path": digits, "tf_preimport": preimport})
+    for module in ("tensorflow", "keras"):
+        assert preimport == worker.call("imported", module)
+    assert [[16.0]] == worker.call("predict_row", ONES)[1]
+    assert "fork" == tfpool(worker)["start_method"]
+
+
+def test_mapped_weights_recycle_no_child(start_worker: StartWorker, large: str, engine: str) -> None:
+    """``max-memory-per-child`` of 75 MB, with 80 MB mapped."""
+    worker = start_worker("-c", "1", "--max-memory-per-child=75000", broker=engine, conf={"tf_model_path": large})
+    pids = {worker.call("predict_row", ONES)[0] for _ in range(3)}
+    assert 1 == len(pids)
+
+
+def test_own_weights(start_worker: StartWorker, digits: str) -> None:
+    """A task that changes the weights changes those of its own child only."""
+    worker = start_worker("-c", "2", conf={"tf_model_path": digits})
+    changed, answer = worker.call("set_weights", 2.0)
+    assert [[34.0]] == answer
+    seen = {}
+    while len(seen) < 2:
+        pid, seen[pid] = worker.call("predict_row", ONES)
+    assert {changed: [[34.0]]} | {pid: [[16.0]] for pid in seen if pid != changed} == seen
+
+
+def test_two_workers_share(start_worker: StartWorker, digits: str, tmp_path: Path) -> None:
+    """Both find one pack, which stays while either lives."""
+    conf = {"tf_model_path": digits, "tf_cache_dir": str(tmp_path)}
+    workers = [start_worker("-c", "1", conf=conf, wait=False) for _ in range(2)]
+    for worker in workers:
+        worker.wait_for(r" ready\.")
+        assert [[16.0]] == worker.call("predict_row", ONES)[1]
+    assert 1 == len({tfpool(worker)["packs"]["default"]["folder"] for worker in workers})
+    workers[0].stop()
+    conf = json.dumps({"tf_cache_dir": str(tmp_path)})  # type: ignore[assignment]
+    listed = run("tfpool", "cache", "--clear", cache=tmp_path, TFPOOL_TEST_CONF=str(conf))
+    assert "removed 0 of" in listed.stdout, listed.stderr
+    assert ", in use  " in listed.stdout
+    workers[1].stop()
+    cleared = run("tfpool", "cache", "--clear", cache=tmp_path, TFPOOL_TEST_CONF=str(conf))
+    assert "removed 1 of" in cleared.stdout, cleared.stderr
+    assert "0 in" in cleared.stdout
+
+
+# -- what is not ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("proj:slow_model", "only a file or folder on this machine can be seen to have changed"),
+        ("table", "it looks words up in a table"),
+    ],
+)
+def test_plain(start_worker: StartWorker, tmp_path: Path, path: str, reason: str) -> None:
+    """What cannot be packed is loaded by each child, with one line that says why."""
+    row: list[Any] = [1.0, 1.0]
+    if path == "table":
+        code = "model = keras.Sequential([layers.Input((1,), dtype='string'), layers.StringLookup(vocabulary=['a'])])"
+        path, row = make_model(str(tmp_path / "table.keras"), code), ["a"]
+    worker = start_worker("-c", "1", conf={"tf_model_path": path})
+    line = f"model 'default' from '{path}' is not shared: {reason}"
+    assert 1 == worker.log.count(line)
+    worker.call("predict_row", row)
+    facts = tfpool(worker)
+    assert facts["packs"]["default"]["packed"] is False
+    assert facts["packs"]["default"]["reason"].startswith(reason)
+    assert facts["children"][0]["models"]["default"]["packed"] is False
+
+
+def test_cache_that_cannot_be_written(start_worker: StartWorker, digits: str) -> None:
+    conf = {"tf_model_path": digits, "tf_cache_dir": "/proc/no/such"}
+    worker = start_worker("-c", "1", conf=conf)
+    assert "is not shared: /proc/no/such cannot be used: " in worker.log
+    assert [[16.0]] == worker.call("predict_row", ONES)[1]
+
+
+def test_packing_that_fails(start_worker: StartWorker, tmp_path: Path) -> None:
+    """A model that cannot be loaded costs no worker: the task says why, as without packs."""
+    path = make_model(str(tmp_path / "sum.keras"))
+    shutil.move(path, tmp_path / "old")
+    with open(tmp_path / "old", "rb") as old, open(path, "wb") as new:
+        # The weights are damaged, the configuration is not.
+        data = bytearray(old.read())
+        data[len(data) * 3 // 4] ^= 255
+        new.write(data)
+    worker = start_worker("-c", "1", conf={"tf_model_path": path})
+    assert "is not shared: " in worker.log
+    with pytest.raises(Exception, match="Bad CRC-32"):
+        worker.call("predict_row", ONES)
+
+
+@pytest.mark.skipif(VERSION < (5, 7), reason="spawn needs Celery 5.7")
+def test_shared_by_spawned_children(start_worker: StartWorker, digits: str, tmp_path: Path) -> None:
+    """Under the fork guard's fallback, too."""
+    (tmp_path / "early.py").write_text("from proj import *\nimport tensorflow as tf\n\ntf.constant(1)\n")
+    conf = {"tf_model_path": digits, "imports": ["proj"]}
+    worker = start_worker("-c", "1", app="early", conf=conf, env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{APPS}"})
+    facts = tfpool(worker)
+    assert "spawn" == facts["start_method"]
+    assert [[16.0]] == worker.call("predict_row", ONES)[1]
+    (child,) = tfpool(worker)["children"]
+    assert child["models"]["default"]["packed"] is True
+
+
+# -- made ahead of time --------------------------------------------------------------
+
+
+def test_pack_command(start_worker: StartWorker, tmp_path: Path) -> None:
+    """``celery tfpool pack``; the original is needed no more."""
+    path = make_model(str(tmp_path / "sum.keras"))
+    folder = tmp_path / "image" / "sum.pack"
+    done = run("tfpool", "pack", path, "-o", str(folder), cache=tmp_path)
+    assert 0 == done.returncode, done.stderr
+    assert f"{folder}: 0.0 MB, made of {path}" in done.stdout
+    os.unlink(path)
+
+    checked = run("tfpool", "check", str(folder), cache=tmp_path)
+    assert "pack, loaded in" in checked.stdout, checked.stderr
+    assert "weights 17 numbers" in checked.stdout
+    worker = start_worker("-c", "1", conf={"tf_model_path": str(folder)})
+    assert [[16.0]] == worker.call("predict_row", ONES)[1]
+    assert str(folder) == tfpool(worker)["packs"]["default"]["folder"]
+    with pytest.raises(Exception, match="is a pack, which has predict\\(\\) only, no 'set_weights'"):
+        worker.call("set_weights", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("nowhere.keras", "no such file or folder"), ("proj:broken_model", "the weights are on the moon")],
+)
+def test_pack_command_that_fails(tmp_path: Path, path: str, reason: str) -> None:
+    done = run("tfpool", "pack", path, "-o", str(tmp_path / "pack"), cache=tmp_path)
+    assert 1 == done.returncode
+    assert f"Error: {path}: " in done.stderr
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "pack").exists()
+
+
+def test_pack_command_overwrites_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    done = run("tfpool", "pack", "proj:slow_model", "-o", str(tmp_path), cache=tmp_path)
+    assert 1 == done.returncode
+    assert "is there already" in done.stderr
+    assert "precious" == (tmp_path / "file").read_text()
+
+
+def test_damaged_pack_of_the_users(start_worker: StartWorker, tmp_path: Path) -> None:
+    """A pack that was made ahead is the user's: a damaged one is said to be, and not repaired."""
+    path = make_model(str(tmp_path / "sum.keras"))
+    folder = tmp_path / "sum.pack"
+    run("tfpool", "pack", path, "-o", str(folder), cache=tmp_path)
+    (folder / "graph.pb").write_bytes(b"")
+    worker = start_worker("-c", "1", conf={"tf_model_path": str(folder)})
+    assert "graph.pb has changed since it was written" in worker.log
+    with pytest.raises(Exception, match=r"graph\.pb has 0 bytes instead of"):
+        worker.call("predict_row", ONES)
+
+
+# -- killed ----------------------------------------------------------------------------
+
+
+def test_workers_killed_at_random(start_worker: StartWorker, digits: str, tmp_path: Path) -> None:
+    """SIGKILL of worker main at any moment of its start, packing included: the next start finds no damage."""
+    conf, chance = {"tf_model_path": digits, "tf_cache_dir": str(tmp_path / "cache")}, random.Random(4)
+    for _ in range(4):
+        worker = start_worker("-c", "1", conf=conf, wait=False)
+        while not (tmp_path / "cache").exists():
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 1.5))
+        psutil.Process(worker.process.pid).kill()
+        worker.process.wait()
+        wait_until(lambda worker=worker: not marked(worker.mark), "the end of what it had started")
+    worker = start_worker("-c", "1", conf=conf)
+    assert [[16.0]] == worker.call("predict_row", ONES)[1]
+    (child,) = tfpool(worker)["children"]
+    assert child["models"]["default"]["packed"] is True
+    assert [] == list((tmp_path / "cache").glob("temporary-*"))
