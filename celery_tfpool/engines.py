@@ -60,7 +60,28 @@ class _Watched:
     def create_result_handler(self, **kwargs: Any) -> Any:
         handler = super().create_result_handler(**kwargs)  # type: ignore[misc]
         handler.state_handlers[CHILD_STATUS] = self._on_child_status
+        stop = handler.stop
+
+        def stop_and_end_unready(timeout: float | None = None) -> None:
+            stop(timeout)
+            self._end_unready()
+
+        handler.stop = stop_and_end_unready  # join() calls it when all results are in, and before it awaits children
         return handler
+
+    def _end_unready(self) -> None:
+        """Kill the children that do not end by themselves because they hang in their start; they have no task."""
+        deadline = time.monotonic() + GRACE
+        for process in list(self._pool):  # type: ignore[attr-defined]
+            state = self.children.get(process.pid)
+            if process._popen is None or (state and state.ready):
+                continue
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.exitcode is None:
+                logger.warning("child %d is not ready and the worker stops: killing it", process.pid)
+                _signal(process.pid, signal.SIGKILL)
+                process.join()
+            self._on_child_end(state, process)
 
     def _on_child_status(self, pid: int, facts: dict[str, Any]) -> None:
         # A child may speak before the thread that started it goes on to note its slot.

@@ -219,3 +219,12 @@ def test_eager_load_that_takes_too_long(start_worker: StartWorker, engine: str, 
     worker = start_worker("-c", "3", broker=engine, conf=conf, env={"TFPOOL_TEST_LOAD_SECONDS": "600"}, wait=False)
     assert 1 == worker.wait()
     assert "worker stops: 3 children in a row ended before they were ready" in worker.log
+
+
+def test_stop_while_children_hang_in_their_start(start_worker: StartWorker, engine: str) -> None:
+    """Children that are not ready have no task and do not keep the worker from stopping, whatever they hang in."""
+    conf = {"tf_model_path": "proj:hanging_model", "tf_model_load": "eager", "tf_startup_timeout": 600}
+    worker = start_worker("-c", "2", broker=engine, conf=conf)
+    worker.wait_for("loading model", times=2)
+    assert 0 == worker.stop()
+    assert 2 == worker.log.count("is not ready and the worker stops: killing it")
