@@ -52,6 +52,7 @@ class Models(bootsteps.StartStopStep):  # type: ignore[misc]
             cores=usable_cores(),
             proc_alive_timeout=w.app.conf.worker_proc_alive_timeout,
         )
+        w.pool.predictor_threads = predictor_threads(settings, cores=usable_cores())
         w.pool.guard_fork()
         if settings.share_weights:
             w.pool.packings = pack_models(w.pool)
@@ -75,7 +76,7 @@ def check_models(settings: Settings) -> None:
     problems = []
     if settings.model_path and (why := runtime.missing()):
         problems.append(f"  tf_model_path: {why}")
-    for name, path in settings.model_path:
+    for name, path, *_ in settings.model_path:
         try:
             sources.check(path, safe_mode=settings.safe_mode)
         except sources.BadSource as exc:
@@ -109,7 +110,7 @@ def pack_models(pool: TFPrefork) -> list[Packing]:
     folder = Path(settings.cache_dir) if settings.cache_dir else pack_cache.default_folder(os.environ)
     cache = PackCache(folder, settings.cache_max_bytes)
     done = []
-    for name, path in settings.model_path:
+    for name, path, *_ in settings.model_path:
         packing = packer.pack_in_process(
             name,
             path,
@@ -152,15 +153,25 @@ def plan(settings: Settings, *, processes: int, cores: int, proc_alive_timeout: 
     )
 
 
+def predictor_threads(settings: Settings, *, cores: int) -> tuple[int, int]:
+    """Threads of one predictor inside an operation and for operations: all cores, divided among predictors."""
+    configured = settings.intra_op_parallelism, settings.inter_op_parallelism
+    intra_op, inter_op = (
+        runtime.threads_per_process(number, cores=cores, processes=settings.predictors) for number in configured
+    )
+    return intra_op, inter_op
+
+
 def facts(pool: TFPrefork) -> dict[str, Any]:
     """What there is to know of the pool from outside; JSON-friendly."""
     settings = pool.plan.settings
     return {
-        "models": dict(settings.model_path),
+        "models": {model.name: model.path for model in settings.model_path},
         "load": settings.model_load,
         "packs": {done.name: done.facts() for done in pool.packings},
         "start_method": pool.start_method,
         "threads": {"intra_op": pool.plan.intra_op, "inter_op": pool.plan.inter_op},
+        "predictors": pool.supervisor.facts() if pool.supervisor else [],
         "versions": runtime.versions(),
         "children": pool.children(),
     }
@@ -172,10 +183,19 @@ def banner(pool: TFPrefork) -> str:
     models = [
         f"{name} = {path}" + (" (shared)" if name in shared else "") for name, path in known["models"].items()
     ] or ["none (tf_model_path is not set)"]
+    settings = pool.plan.settings
+    if settings.predictors:
+        threads = "{} intra-op, {} inter-op in each predictor".format(*pool.predictor_threads)
+        where = f"{settings.predictors}, batches of up to {settings.max_batch_size} rows"
+        more = [("predictors", where), ("threads", threads)]
+    else:
+        more = [
+            ("load", f"{known['load']}, in each child"),
+            ("threads", "{intra_op} intra-op, {inter_op} inter-op in each child".format(**known["threads"])),
+        ]
     rows = [
         ("models", f"\n{'':16}".join(models)),
-        ("load", f"{known['load']}, in each child"),
-        ("threads", "{intra_op} intra-op, {inter_op} inter-op in each child".format(**known["threads"])),
+        *more,
         ("start", known["start_method"]),
         ("versions", ", ".join(" ".join(item) for item in known["versions"].items())),
     ]

@@ -25,6 +25,7 @@ from . import config, runtime
 from .config import Settings
 from .errors import ModelLoadError
 from .models import Handle, Models
+from .predictor_client import Client, Predictors, RemoteRunner
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class Plan:
     inter_op: int = 1
     #: Name of a model → folder of its pack, for those that have one.
     packs: tuple[tuple[str, str], ...] = ()
+    #: Who predicts for the children, if anybody does.
+    predictors: Predictors | None = None
     #: Seconds until a child must be ready, and a model loaded.
     startup_timeout: float = 120.0
 
@@ -87,11 +90,21 @@ def _models_of_this_process() -> Models:
                     settings.model_path,
                     safe_mode=settings.safe_mode,
                     packs=dict(_plan.packs) if _plan else {},
+                    remote=_remote_models(_plan.predictors) if _plan and _plan.predictors else {},
                     around_load=_around_load,
                     interrupts=(SoftTimeLimitExceeded,),
                 ),
             )
         return _models
+
+
+def _remote_models(predictors: Predictors) -> dict[str, RemoteRunner]:
+    client = Client(predictors.folder, predictors.response_timeout)
+    return {
+        name: RemoteRunner(name, indices, facts, client)
+        for name, (indices, facts) in predictors.models.items()
+        if not facts["only_here"]
+    }
 
 
 def prepare(plan: Plan) -> None:

@@ -11,7 +11,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import SettingsError
 
@@ -22,6 +22,16 @@ DEFAULT_MODEL = "default"
 
 #: Returns the value to keep; raises ValueError saying what is allowed.
 Check = Callable[[Any], Any]
+
+
+class ModelPath(NamedTuple):
+    """A model by name: where it comes from, and what is said of it alone."""
+
+    name: str
+    path: str
+    #: Instead of ``tf_max_batch_size``, and at most so many of ``tf_predictors``; None where nothing is said.
+    max_batch_size: int | None = None
+    predictors: int | None = None
 
 
 def setting(default: Any, check: Check, description: str) -> Any:
@@ -48,15 +58,24 @@ def seconds(value: Any) -> float:
     return float(value)
 
 
+def duration(value: Any) -> float:
+    if not _is_number(value, (int, float)) or not 0 <= value < float("inf"):
+        raise ValueError("must be a number of seconds >= 0")
+    return float(value)
+
+
+def at_least(least: int, what: str = "") -> Check:
+    def check(value: Any) -> int:
+        if not _is_number(value, int) or value < least:
+            raise ValueError(f"must be a whole number{what} >= {least}")
+        return int(value)
+
+    return check
+
+
 def thread_count(value: Any) -> int:
     if not _is_number(value, int) or value < 0:
         raise ValueError("must be a whole number >= 0 (0 = auto)")
-    return int(value)
-
-
-def byte_count(value: Any) -> int:
-    if not _is_number(value, int) or value < 0:
-        raise ValueError("must be a whole number of bytes >= 0")
     return int(value)
 
 
@@ -74,30 +93,53 @@ def boolean(value: Any) -> bool:
     return value
 
 
-def model_paths(value: Any) -> tuple[tuple[str, str], ...]:
-    """Named models as (name, path) pairs, in the order in which they were given."""
+#: What a dict of per-model settings may hold beside its path.
+_OF_ONE_MODEL: dict[str, Check] = {"max_batch_size": at_least(1), "predictors": at_least(0)}
+
+
+def model_paths(value: Any) -> tuple[ModelPath, ...]:
+    """Named models, in the order in which they were given."""
     if value is None:
         return ()
     named = value if isinstance(value, Mapping) else {DEFAULT_MODEL: value}
     if not named:
         raise ValueError("must name at least one model")
-    for name, path in named.items():
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"model names must be non-empty strings, not {name!r}; it")
-        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-            raise ValueError("must be a path, 'module:function', or a dict of name -> one of these")
-    return tuple((name, os.fspath(path)) for name, path in named.items())
+    return tuple(_model_path(name, source) for name, source in named.items())
+
+
+def _model_path(name: Any, source: Any) -> ModelPath:
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"model names must be non-empty strings, not {name!r}; it")
+    more: dict[str, Any] = {}
+    if isinstance(source, Mapping):
+        more = dict(source)
+        source = more.pop("path", None)
+        for key, given in more.items():
+            if key not in _OF_ONE_MODEL:
+                near = difflib.get_close_matches(str(key), ["path", *_OF_ONE_MODEL], n=1)
+                hint = f" (did you mean {near[0]}?)" if near else ""
+                raise ValueError(f"of model {name!r} may have path, {', '.join(_OF_ONE_MODEL)}, not {key!r}{hint}; it")
+            try:
+                more[key] = _OF_ONE_MODEL[key](given)
+            except ValueError as exc:
+                raise ValueError(f"of model {name!r}: {key} {exc}; it") from exc
+    if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
+        raise ValueError(
+            "must be a path, 'module:function', or a dict of name -> one of these or a dict with a path of its own"
+        )
+    return ModelPath(name, os.fspath(source), **more)
 
 
 @dataclass(frozen=True)
 class Settings:
     """The checked ``tf_*`` settings of one app.  Times are seconds."""
 
-    model_path: tuple[tuple[str, str], ...] = setting(
+    model_path: tuple[ModelPath, ...] = setting(
         (),
         model_paths,
         'The model: a `.keras` or `.h5` file, a SavedModel folder, or `"module:function"` returning a Keras '
-        "model; or a dict of name → one of these. `--tf-model-path` on the worker's command line goes before "
+        "model; or a dict of name → one of these, or → a dict with a `path`, and `max_batch_size` or `predictors` of "
+        "its own. `--tf-model-path` on the worker's command line goes before "
         f"`{ENVIRONMENT_VARIABLE}` in the environment, and that before the app's configuration.",
     )
     model_load: str = setting(
@@ -129,7 +171,7 @@ class Settings:
     )
     cache_max_bytes: int = setting(
         20 * 2**30,
-        byte_count,
+        at_least(0, " of bytes"),
         "Bytes that packs may take there; beyond, those that nobody uses and were used longest ago are removed.",
     )
     fork_guard: str = setting(
@@ -143,6 +185,34 @@ class Settings:
     )
     inter_op_parallelism: int = setting(
         0, thread_count, "Operations at the same time, for each child; 0 = usable cores ÷ children."
+    )
+    predictors: int = setting(
+        0,
+        at_least(0),
+        "Processes that predict for all children and batch their requests; children then need no TensorFlow runtime. "
+        "0: each child predicts by itself. Of one model: how many of them have it; 0: children have it themselves.",
+    )
+    max_batch_size: int = setting(
+        32,
+        at_least(1),
+        "Rows per batch in a predictor; larger requests are split. 1: no batching, each request is computed alone.",
+    )
+    batch_timeout: float = setting(
+        0.0,
+        duration,
+        "Seconds that a lone request waits for company; 0: it goes as soon as the predictor is free.",
+    )
+    max_enqueued_batches: int = setting(
+        10,
+        at_least(1),
+        "Batches' worth of rows that may wait in a predictor; a request beyond that fails with `PredictorOverloaded`, "
+        "which tasks can `autoretry_for`.",
+    )
+    response_timeout: float = setting(
+        120.0,
+        seconds,
+        "Seconds that a child waits for a predictor, restarts included; then `PredictionTimeout`. A predictor that "
+        "computes a single batch for longer is taken to be stuck, and replaced.",
     )
     safe_mode: bool = setting(True, boolean, "Refuse model files that carry Python code (Keras's `safe_mode`).")
 

@@ -18,6 +18,7 @@ import contextlib
 import os
 import signal
 import time
+from contextlib import AbstractContextManager
 from typing import Any
 
 import billiard
@@ -43,8 +44,9 @@ class _Watched:
 
     child_class: type[Worker]
 
-    def __init__(self, *args: Any, plan: Plan, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, plan: Plan, fork_lock: AbstractContextManager[Any], **kwargs: Any) -> None:
         self.plan = plan
+        self._fork_lock = fork_lock
         self.children: dict[int, ChildState] = {}
         self._crash_loop = CrashLoop(MAX_FAILED_STARTS)
         self._stopping = False
@@ -92,7 +94,8 @@ class _Watched:
 
     def _create_worker_process(self, i: int) -> Any:
         if self._may_start():
-            process = super()._create_worker_process(i)  # type: ignore[misc]
+            with self._fork_lock:
+                process = super()._create_worker_process(i)  # type: ignore[misc]
             self.children.setdefault(process.pid, ChildState(slot=i, started=time.monotonic())).slot = i
             return process
         return None

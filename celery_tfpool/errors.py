@@ -60,6 +60,45 @@ class ModelLoadError(TFPoolError):
     template = "could not load model {0!r} from {1!r}: {2}. Try it outside the worker: celery tfpool check {1}"
 
 
+class PredictionError(TFPoolError):
+    """A predictor could not compute this request; others of the same batch are not concerned.
+
+    Args: the model's name, the reason.
+    """
+
+    template = "model {0!r} could not predict: {1}"
+
+
+class PredictorUnavailable(TFPoolError):
+    """The predictor that worked on this request has ended, and so has the one that was asked next.
+
+    Args: the model's name, what became of the predictor.
+    """
+
+    template = "no predictor could answer for model {0!r}: {1}. Asking again is safe: a prediction has no side effects"
+
+
+class PredictorOverloaded(TFPoolError):
+    """More requests wait for a predictor than ``tf_max_enqueued_batches`` allows; try again later.
+
+    Args: the model's name, requests that wait, the setting.
+    """
+
+    template = (
+        "the predictor of model {0!r} has {1} requests waiting, as many as tf_max_enqueued_batches = {2} allows. "
+        "Let the task try again: autoretry_for=(PredictorOverloaded,), retry_backoff=True"
+    )
+
+
+class PredictionTimeout(TFPoolError, TimeoutError):
+    """No answer came from a predictor in time; the request is given up, and not computed if it has not begun.
+
+    Args: the model's name, seconds.
+    """
+
+    template = "no answer from a predictor for model {0!r} within {1:g} s (tf_response_timeout)"
+
+
 class InvalidInputError(TFPoolError, ValueError):
     """What was given to ``predict`` does not fit the model.
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from .arrays import structure_of_json, structure_to_json
 from .ports import Port
 from .values import Misfit, is_dense, sketch
 
@@ -36,7 +37,25 @@ class Inputs(ABC):
         Raises:
             Misfit: ``x`` does not fit.
         """
-        return [port.fit(value) for port, value in zip(self.ports, self.values(x), strict=True)]
+        return self.fit_flat(self.values(x))
+
+    def fit_flat(self, values: list[Any]) -> list[Any]:
+        """Each of ``values``, in the order of the inputs, as an array or tensor of its input's dtype and rank.
+
+        Raises:
+            Misfit: one does not fit, or there are more or fewer.
+        """
+        if len(values) != len(self.ports):
+            raise Misfit(f"{len(values)} values for {len(self.ports)} inputs")
+        return [port.fit(value) for port, value in zip(self.ports, values, strict=True)]
+
+    def to_json(self) -> dict[str, Any]:
+        """For `inputs_of_json`.
+
+        Raises:
+            CannotEncode: names that are no strings, or a named tuple.
+        """
+        return {"ports": [asdict(port) for port in self.ports]}
 
     def sample(self) -> Any:
         """One row of zeros (or empty strings) for each input."""
@@ -66,6 +85,9 @@ class Structured(Inputs):
     """Inputs in a structure; its leaves are their numbers."""
 
     structure: Any
+
+    def to_json(self) -> dict[str, Any]:
+        return {**super().to_json(), "structure": structure_to_json(self.structure, int)}
 
     def values(self, x: Any) -> list[Any]:
         if self._is_nested:
@@ -119,6 +141,9 @@ class Named(Inputs):
 
     orders: list[list[str]]
 
+    def to_json(self) -> dict[str, Any]:
+        return {**super().to_json(), "orders": self.orders}
+
     def values(self, x: Any) -> list[Any]:
         if isinstance(x, Mapping):
             return self._by_name(x)
@@ -129,3 +154,11 @@ class Named(Inputs):
             if sorted(names) == sorted(port.name for port in self.ports):
                 return self._by_name(dict(zip(names, values, strict=True)))
         raise Misfit(f"a {type(x).__name__}, whose order a SavedModel does not keep; give a dict")
+
+
+def inputs_of_json(facts: dict[str, Any]) -> Inputs:
+    """The inputs that `Inputs.to_json` described."""
+    ports = [Port(port["name"], port["dtype"], tuple(port["shape"])) for port in facts["ports"]]
+    if "orders" in facts:
+        return Named(ports, facts["orders"])
+    return Structured(ports, structure_of_json(facts["structure"], int))

@@ -35,10 +35,10 @@ class KerasRunner(Runner):
         self._compiled: Compiled | None = None
 
     def takes(self, x: Any) -> bool:
-        return not self._overridden and not self.keras_model.run_eagerly and super().takes(x)
+        return not self.only_here() and super().takes(x)
 
     def delegate(self, x: Any, **options: Any) -> Any:
-        with self._refusal():
+        with self.refusal():
             x = arrays(x) if is_plain(x) else x
         return self.keras_model.predict(x, **options)
 
@@ -48,17 +48,16 @@ class KerasRunner(Runner):
     def forget(self) -> None:
         self._compiled = None
 
-    def prepare(self, x: Any) -> tuple[Compiled, list[Any]]:
-        values = self._inputs.fit(x)
-        return self.compiled(), values
+    def only_here(self) -> str:
+        own = self._overridden or self.keras_model.run_eagerly
+        return "it has a predict() or make_predict_function() of its own, or runs eagerly" if own else ""
 
     def single_call(self) -> tuple[Structured, Compiled]:
-        if self._overridden or self.keras_model.run_eagerly:
-            raise CannotPack("it has a predict() or make_predict_function() of its own, or runs eagerly")
+        if why := self.only_here():
+            raise CannotPack(why)
         return self._inputs, self.compiled()
 
     def compiled(self) -> Compiled:
-        """The compiled call; traces the model unless somebody has already."""
         with self._lock:
             if self._compiled is None:
                 self._compiled = self._trace(self._inputs.pack, self.inputs)
@@ -73,7 +72,7 @@ class KerasRunner(Runner):
 
         signature = [tf.TensorSpec(port.shape, port.dtype) for port in ports]
         concrete = tf.function(step, input_signature=signature, autograph=False).get_concrete_function()
-        return Compiled(concrete, concrete.structured_outputs)
+        return Compiled(concrete, concrete.structured_outputs, concrete.graph.as_graph_def)
 
 
 def overrides(model: Any, *methods: str) -> bool:

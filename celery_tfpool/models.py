@@ -6,8 +6,8 @@ through one compiled function instead of a new data pipeline per call
 (0.3 ms instead of 60, see ``benchmarks/``).  Whatever the compiled function
 cannot take goes to Keras itself.
 
-A model that has a pack is called from there, and the Keras model is loaded only
-when something is asked that only Keras has.
+A model that predictors have is asked of them, one that has a pack is called from
+there, and the Keras model is loaded only when something is asked that only Keras has.
 
 Knows nothing of Celery or of where the model runs; how a model is loaded and
 called is for `loading` and the runners.
@@ -19,7 +19,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 from .errors import ModelLoadError, TFPoolError, UnknownModelError
 from .loading import load
 from .pack_runner import PackRunner
+from .predictor_client import RemoteRunner
 from .runner import Runner
 from .sources import BadSource
 from .values import short
@@ -91,7 +92,7 @@ class Handle:
                 not fit; says what was expected and what came.
             ModelLoadError: the first use failed to load the model.
         """
-        runner = self._lazy.load()
+        runner = self._lazy.who_predicts()
         if steps is None and callbacks is None and runner.takes(x):
             return runner.predict(x, BATCH_SIZE if batch_size is None else batch_size)
         verbose = 0 if verbose == "auto" else verbose
@@ -126,7 +127,7 @@ class Handle:
         )
 
     def __repr__(self) -> str:
-        state = "loaded" if self._lazy.loaded else "not loaded"
+        state = "loaded" if self._lazy.loaded else "in predictors" if self._lazy.remote else "not loaded"
         return f"<model {self._lazy.name!r} from {self._lazy.path!r}, {state}>"
 
 
@@ -135,18 +136,25 @@ class Models:
 
     def __init__(
         self,
-        model_path: tuple[tuple[str, str], ...],
+        model_path: Iterable[tuple[Any, ...]],
         *,
         safe_mode: bool,
         packs: Mapping[str, str] = MappingProxyType({}),
+        remote: Mapping[str, RemoteRunner] = MappingProxyType({}),
         around_load: AroundLoad = load_plainly,
         interrupts: tuple[type[BaseException], ...] = (),
     ) -> None:
         self._lazy = {
             name: LazyModel(
-                name, path, safe_mode=safe_mode, pack=packs.get(name), around_load=around_load, interrupts=interrupts
+                name,
+                path,
+                safe_mode=safe_mode,
+                pack=packs.get(name),
+                remote=remote.get(name),
+                around_load=around_load,
+                interrupts=interrupts,
             )
-            for name, path in model_path
+            for name, path, *_ in model_path
         }
 
     def get(self, name: str | None = None) -> Handle:
@@ -167,7 +175,7 @@ class Models:
         if name is None and len(self._lazy) == 1:
             name = next(iter(self._lazy))
         try:
-            return self._lazy[name]  # type: ignore[index]
+            return self._lazy[name or ""]
         except KeyError:
             raise UnknownModelError(name, ", ".join(self._lazy) or "nothing (it is not set)") from None
 
@@ -181,7 +189,7 @@ class Models:
             ModelLoadError: of the first that fails.
         """
         for lazy in self._lazy.values():
-            lazy.load()
+            lazy.who_predicts()
 
     def status(self) -> dict[str, dict[str, Any]]:
         """By name: whether it is loaded, from its pack or not, and in how many seconds."""
@@ -201,6 +209,8 @@ class LazyModel:
     safe_mode: bool
     #: The folder of its pack, if it has one.
     pack: str | None = None
+    #: Predictors that have it; then nothing is loaded here until something is asked that only Keras has.
+    remote: RemoteRunner | None = None
     around_load: AroundLoad = load_plainly
     #: What may interrupt a load without being the load's failure (a time limit).
     interrupts: tuple[type[BaseException], ...] = ()
@@ -219,6 +229,12 @@ class LazyModel:
     def packed(self) -> bool:
         """Whether predictions come from mapped files."""
         return isinstance(self._runner, PackRunner)
+
+    def who_predicts(self) -> Runner | RemoteRunner:
+        """The predictors that have the model, if there are any and it is not loaded here all the same; else `load`."""
+        if self.remote is not None and self._runner is None:
+            return self.remote
+        return self.load()
 
     def load(self) -> Runner:
         """The model, from its pack if it has one; loads it unless somebody has already.

@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 
 from . import runtime
-from .inputs import Named, Structured
+from .arrays import CannotEncode, structure_of_json, structure_to_json
+from .inputs import Inputs, inputs_of_json
 from .ports import Port
 from .runner import CannotPack, Compiled, Runner
 
@@ -74,7 +75,7 @@ class Manifest:
     """What a pack holds."""
 
     function: str
-    inputs: Structured | Named
+    inputs: Inputs
     #: The structure of the outputs; each leaf is an `Output`.
     outputs: Any
     weights: list[Weight]
@@ -91,15 +92,10 @@ class Manifest:
         return [Port(output.name, output.dtype, tuple(output.shape or ())) for output in _leaves(self.outputs)]
 
     def to_json(self) -> dict[str, Any]:
-        how = (
-            {"orders": self.inputs.orders}
-            if isinstance(self.inputs, Named)
-            else {"structure": _encoded(self.inputs.structure)}
-        )
         facts = {
             "format": FORMAT,
             "function": self.function,
-            "inputs": {"ports": [asdict(port) for port in self.inputs.ports], **how},
+            "inputs": _inputs_to_json(self.inputs),
             "outputs": _encoded(self.outputs),
             "weights": [asdict(weight) for weight in self.weights],
             "versions": self.versions,
@@ -109,13 +105,9 @@ class Manifest:
 
     @classmethod
     def of_json(cls, facts: dict[str, Any]) -> Manifest:
-        inputs = facts["inputs"]
-        ports = [Port(port["name"], port["dtype"], tuple(port["shape"])) for port in inputs["ports"]]
         return cls(
             function=facts["function"],
-            inputs=Named(ports, inputs["orders"])
-            if "orders" in inputs
-            else Structured(ports, _decoded(inputs["structure"])),
+            inputs=inputs_of_json(facts["inputs"]),
             outputs=_decoded(facts["outputs"]),
             weights=[Weight(**weight) for weight in facts["weights"]],
             versions=facts["versions"],
@@ -180,15 +172,21 @@ def _facts(path: str) -> dict[str, Any]:
 
 
 def _encoded(structure: Any) -> Any:
-    if isinstance(structure, dict):
-        if not all(isinstance(key, str) for key in structure):
-            raise CannotPack("names of its inputs or outputs are not strings")
-        return {"dict": [[key, _encoded(part)] for key, part in structure.items()]}
-    if isinstance(structure, (list, tuple)):
-        if hasattr(structure, "_fields"):
-            raise CannotPack("its inputs or outputs are a named tuple")
-        return {"tuple" if isinstance(structure, tuple) else "list": [_encoded(part) for part in structure]}
-    return {"output": asdict(structure)} if isinstance(structure, Output) else {"number": structure}
+    try:
+        return structure_to_json(structure, lambda leaf: asdict(leaf) if isinstance(leaf, Output) else leaf)
+    except CannotEncode as exc:
+        raise CannotPack(f"its inputs or outputs {exc}") from exc
+
+
+def _inputs_to_json(inputs: Inputs) -> Any:
+    try:
+        return inputs.to_json()
+    except CannotEncode as exc:
+        raise CannotPack(f"its inputs or outputs {exc}") from exc
+
+
+def _decoded(facts: Any) -> Any:
+    return structure_of_json(facts, lambda leaf: Output(**leaf) if isinstance(leaf, dict) else leaf)
 
 
 def _leaves(structure: Any) -> Iterator[Any]:
@@ -197,15 +195,6 @@ def _leaves(structure: Any) -> Iterator[Any]:
             yield from _leaves(part)
     else:
         yield structure
-
-
-def _decoded(facts: dict[str, Any]) -> Any:
-    ((kind, value),) = facts.items()
-    if kind == "dict":
-        return {key: _decoded(part) for key, part in value}
-    if kind in ("list", "tuple"):
-        return (tuple if kind == "tuple" else list)(map(_decoded, value))
-    return Output(**value) if kind == "output" else value
 
 
 # -- writing -------------------------------------------------------------------
@@ -345,7 +334,6 @@ def attach(folder: str) -> tuple[Manifest, Compiled]:
         Exception: whatever TensorFlow says of a graph that it cannot run.
     """
     import tensorflow as tf
-    from tensorflow.core.framework import graph_pb2
     from tensorflow.python.eager import context
 
     manifest = read_manifest(folder)
@@ -353,9 +341,7 @@ def attach(folder: str) -> tuple[Manifest, Compiled]:
         size = os.stat(path).st_size if os.path.exists(path := os.path.join(folder, name)) else None
         if size != facts["bytes"]:
             raise DamagedPack(f"{name} has {size} bytes instead of {facts['bytes']}")
-    graph_def = graph_pb2.GraphDef()
-    with open(os.path.join(folder, GRAPH), "rb") as file:
-        graph_def.ParseFromString(file.read())
+    graph_def = _read_graph(folder)
     runtime_context = context.context()
     for function in graph_def.library.function:
         if not runtime_context.has_function(function.signature.name):
@@ -368,7 +354,65 @@ def attach(folder: str) -> tuple[Manifest, Compiled]:
         flat = context.context().call_function(function_name, [*values, *captured], number)
         return tf.nest.pack_sequence_as(specs, flat)
 
-    return manifest, Compiled(call, specs)
+    return manifest, Compiled(call, specs, lambda: _read_graph(folder))
+
+
+def concrete(folder: str) -> tuple[Any, Any]:
+    """The pack's graph as a concrete function with variables of its own, and its outputs; to be frozen.
+
+    Slower to make than what `attach` gives, and nothing of it is mapped.
+    """
+    import tensorflow as tf
+
+    manifest, graph_def = read_manifest(folder), _read_graph(folder)
+    main = next(f for f in graph_def.library.function if f.signature.name == manifest.function)
+    arguments = main.signature.input_arg
+    for number, argument in enumerate(arguments):
+        node = graph_def.node.add(name=f"argument_{number}", op="Placeholder")
+        node.attr["dtype"].type = argument.type
+    call = graph_def.node.add(name="call", op="StatefulPartitionedCall")
+    call.input.extend(node.name for node in graph_def.node[:-1])
+    call.attr["Tin"].list.type.extend(argument.type for argument in arguments)
+    call.attr["Tout"].list.type.extend(result.type for result in main.signature.output_arg)
+    call.attr["f"].func.name = manifest.function
+    outside = [_copied(folder, weight) for weight in manifest.weights]
+
+    def step(*values: Any) -> Any:
+        graph: Any = tf.compat.v1.get_default_graph()
+        given = list(values)
+        for value in outside:
+            if isinstance(value, tf.Variable):
+                graph.watch_variable(value)
+            given.append(graph.capture(value.handle if isinstance(value, tf.Variable) else value))
+        return tf.graph_util.import_graph_def(
+            graph_def,
+            input_map={f"argument_{number}:0": value for number, value in enumerate(given)},
+            return_elements=[f"call:{number}" for number in range(len(main.signature.output_arg))],
+            name="",
+        )
+
+    signature = [tf.TensorSpec(port.shape, port.dtype) for port in manifest.inputs.ports]
+    specs = tf.nest.map_structure(lambda output: tf.TensorSpec(output.shape, output.dtype), manifest.outputs)
+    return tf.function(step, input_signature=signature, autograph=False).get_concrete_function(), specs
+
+
+def _copied(folder: str, weight: Weight) -> Any:
+    import tensorflow as tf
+
+    stored = np.load(os.path.join(folder, weight.file), mmap_mode="r", allow_pickle=False)
+    tensor = tf.constant(np.asarray(stored))
+    if tensor.dtype != weight.dtype:
+        tensor = tf.bitcast(tensor, weight.dtype)
+    return tf.Variable(tensor) if weight.variable else tensor
+
+
+def _read_graph(folder: str) -> Any:
+    from tensorflow.core.framework import graph_pb2
+
+    graph_def = graph_pb2.GraphDef()
+    with open(os.path.join(folder, GRAPH), "rb") as file:
+        graph_def.ParseFromString(file.read())
+    return graph_def
 
 
 def _given_to_tensorflow(folder: str, weight: Weight, anonymous_name: str) -> Any:

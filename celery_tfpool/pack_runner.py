@@ -12,14 +12,14 @@ class PackRunner(Runner):
     """Calls of a pack's graph."""
 
     def __init__(self, name: str, folder: str) -> None:
-        self.name = name
+        self.name, self.folder = name, folder
         self.manifest, self._compiled = pack.attach(folder)
         self._inputs = self.manifest.inputs
         self.inputs = self._inputs.ports
         self.outputs = self.manifest.output_ports()
 
-    def prepare(self, x: Any) -> tuple[Compiled, list[Any]]:
-        return self._compiled, self._inputs.fit(x)
+    def compiled(self) -> Compiled:
+        return self._compiled
 
     def variables(self) -> list[Any]:
         return [weight for weight in self.manifest.weights if weight.variable]

@@ -9,7 +9,11 @@ to Celery's worker blueprint, where it does nothing for other pools.
 from __future__ import annotations
 
 import gc
+import multiprocessing
+import os
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import celery
@@ -18,12 +22,16 @@ from celery.exceptions import WorkerShutdown
 from celery.platforms import EX_FAILURE
 from celery.utils.log import get_logger
 from celery.worker import WorkController
+from celery.worker import state as worker_state
 
 from . import fork_guard, memory
 from .child import Plan
+from .config import ModelPath
 from .engines import TFAsynPool, TFBlockingPool
 from .errors import ForkGuardError
 from .packer import Packing
+from .predictor import Job
+from .supervisor import CannotStart, Supervisor, assign
 
 logger = get_logger(__name__)
 
@@ -43,6 +51,9 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
     plan = Plan()
     #: What became of each model, as `bootstep.Models` found out.
     packings: Sequence[Packing] = ()
+    #: Threads of one predictor, as `bootstep.Models` decided.
+    predictor_threads = (1, 1)
+    supervisor: Supervisor | None = None
     forking_enable: bool
 
     def on_start(self) -> None:
@@ -51,12 +62,63 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
         except ForkGuardError as exc:
             logger.critical("%s", exc)
             raise WorkerShutdown(EX_FAILURE) from exc
+        self._fork_lock = threading.Lock()
+        self._start_predictors()
         self.options["plan"] = self.plan
+        self.options["fork_lock"] = self._fork_lock
         # What is there now stays for all children: the collector would write to the pages of each object it looks
         # at, and so copy them, in each child.
         gc.collect()
         gc.freeze()
         super().on_start()
+
+    def on_stop(self) -> None:
+        try:
+            super().on_stop()
+        finally:  # children need them until their last task is done
+            self._stop_predictors()
+
+    def on_terminate(self) -> None:
+        try:
+            super().on_terminate()
+        finally:
+            self._stop_predictors()
+
+    def _start_predictors(self) -> None:
+        settings = self.plan.settings
+        models = [model for model in settings.model_path if model.predictors != 0]
+        if not settings.predictors or not models:
+            return
+        self.supervisor = Supervisor(
+            [has for has in assign(models, settings.predictors) if has],
+            job=self._job,
+            context=self._context_of_predictor,
+            fork_lock=self._fork_lock,
+            give_up=self._give_up,
+            startup_timeout=self.plan.startup_timeout,
+        )
+        try:
+            self.supervisor.start(worker_state.maybe_shutdown)
+        except (CannotStart, ForkGuardError) as exc:
+            logger.critical("%s", exc)
+            raise WorkerShutdown(EX_FAILURE) from exc
+        self.plan = replace(self.plan, predictors=self.supervisor.client(settings.response_timeout))
+
+    def _job(self, index: int, models: tuple[ModelPath, ...], folder: str) -> Job:
+        intra_op, inter_op = self.predictor_threads
+        return Job(index, models, self.plan.packs, self.plan.settings, intra_op, inter_op, folder, os.getpid())
+
+    def _context_of_predictor(self) -> Any:
+        self.guard_fork()
+        return multiprocessing.get_context(self.start_method)
+
+    def _give_up(self, reason: str) -> None:
+        worker_state.should_stop = EX_FAILURE
+
+    def _stop_predictors(self) -> None:
+        if self.supervisor is not None:
+            self.supervisor.stop()
+            self.supervisor = None
 
     def guard_fork(self) -> None:
         """Decide between fork and spawn for the children that are to be started.

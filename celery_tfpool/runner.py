@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 
 from .errors import InvalidInputError
-from .inputs import Named, Structured
+from .inputs import Inputs
 from .ports import Port, describe
 from .values import Misfit, concatenate, dtype_of, is_plain, to_numpy
+
+#: Gives the GraphDef of a traced function.
+GraphDefOf = Callable[[], Any]
 
 
 class CannotPack(Exception):
@@ -31,11 +34,27 @@ class Compiled:
 
     function: Callable[..., Any]
     outputs: Any
+    graph_def: GraphDefOf
+
+    def operations(self) -> set[str]:
+        """Names of all operations of the graph, in functions that it calls as well."""
+        graph_def = self.graph_def()
+        functions = (node.op for function in graph_def.library.function for node in function.node_def)
+        return {*(node.op for node in graph_def.node), *functions}
 
     def __call__(self, *values: Any) -> Any:
         import tensorflow as tf
 
         return to_numpy(self.function(*map(tf.convert_to_tensor, values)))
+
+    def in_batches(self, values: list[Any], rows: int, batch_size: int) -> Any:
+        """The outputs for ``rows`` rows, computed so many at a time."""
+        if rows == 0:
+            return self.of_no_rows(values)
+        if rows <= batch_size:
+            return self(*values)
+        starts = range(0, rows, batch_size)
+        return concatenate([self(*(value[start : start + batch_size] for value in values)) for start in starts])
 
     def of_no_rows(self, values: list[Any]) -> Any:
         """The outputs for 0 rows, which some of TensorFlow's kernels refuse or get wrong: none of them is asked."""
@@ -57,19 +76,24 @@ class Runner(ABC):
     name: str
     inputs: list[Port]
     outputs: list[Port]
-    _inputs: Structured | Named
+    _inputs: Inputs
     #: The real Keras model; None for a SavedModel.
     keras_model: Any = None
 
     @abstractmethod
+    def compiled(self) -> Compiled:
+        """The call that serves whatever fits the inputs; made unless it has been already."""
+
     def prepare(self, x: Any) -> tuple[Compiled, list[Any]]:
         """The compiled call for ``x``, and its arguments: an array or tensor for each input.
 
         Raises:
             Misfit: ``x`` does not fit.
         """
+        values = self._inputs.fit(x)
+        return self.compiled(), values
 
-    def single_call(self) -> tuple[Structured | Named, Compiled]:
+    def single_call(self) -> tuple[Inputs, Compiled]:
         """The inputs, and the one traced function of them all that serves whatever comes.
 
         Raises:
@@ -84,12 +108,28 @@ class Runner(ABC):
             InvalidInputError: there is no Keras model.
         """
         given = [f"{key}={value!r}" for key, value in options.items() if key in ("steps", "callbacks") and value]
-        with self._refusal():
+        with self.refusal():
             raise Misfit(", ".join([type(x).__name__, *given]) + ", which only a .keras or .h5 model takes")
 
     @abstractmethod
     def variables(self) -> list[Any]:
         """The variables of the model; each has a dtype and a shape."""
+
+    def inputs_to_json(self) -> dict[str, Any]:
+        """For `inputs.inputs_of_json`.
+
+        Raises:
+            CannotEncode: as `Inputs.to_json`.
+        """
+        return self._inputs.to_json()
+
+    def fit_flat(self, values: list[Any]) -> list[Any]:
+        """As `Inputs.fit_flat`."""
+        return self._inputs.fit_flat(values)
+
+    def only_here(self) -> str:
+        """Why this model cannot predict for other processes; empty when it can."""
+        return ""
 
     def takes(self, x: Any) -> bool:
         """Whether ``x`` is plain data for the compiled call, and not a dataset or the like."""
@@ -108,20 +148,15 @@ class Runner(ABC):
         Raises:
             InvalidInputError: ``x`` or ``batch_size`` does not fit.
         """
-        if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-            raise InvalidInputError(self.name, "a whole number of at least 1 as batch_size", repr(batch_size))
-        with self._refusal():
+        check_batch_size(self.name, batch_size)
+        with self.refusal():
             call, values = self.prepare(x)
-            rows = _rows(values)
-        if rows == 0:
-            return call.of_no_rows(values)
-        if rows <= batch_size:
-            return call(*values)
-        starts = range(0, rows, batch_size)
-        return concatenate([call(*(value[start : start + batch_size] for value in values)) for start in starts])
+            rows = count_rows(values)
+        return call.in_batches(values, rows, batch_size)
 
     @contextlib.contextmanager
-    def _refusal(self) -> Iterator[None]:
+    def refusal(self) -> Iterator[None]:
+        """Make an `InvalidInputError` of a `Misfit`."""
         try:
             yield
         except Misfit as exc:
@@ -131,7 +166,17 @@ class Runner(ABC):
         return describe(self.inputs) or "no input"
 
 
-def _rows(values: list[Any]) -> int:
+def check_batch_size(name: str, batch_size: Any) -> None:
+    if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+        raise InvalidInputError(name, "a whole number of at least 1 as batch_size", repr(batch_size))
+
+
+def count_rows(values: list[Any]) -> int:
+    """How many rows all of ``values`` have.
+
+    Raises:
+        Misfit: not all as many.
+    """
     rows = [int(value.shape[0]) for value in values]
     if len(set(rows)) != 1:
         raise Misfit(f"inputs of different numbers of rows: {rows}")

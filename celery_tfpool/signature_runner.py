@@ -30,17 +30,17 @@ class SignatureRunner(Runner):
         self._inputs = Named([port_of(spec, key) for key, spec in inputs.items()], _orders(self._loaded))
         self.inputs = self._inputs.ports
         self.outputs = [port_of(spec, key) for key, spec in outputs.items()]
-        self._compiled = Compiled(self._call, _only(outputs))
+        self._compiled = Compiled(self._call, _only(outputs), self._signature.graph.as_graph_def)
 
-    def prepare(self, x: Any) -> tuple[Compiled, list[Any]]:
-        return self._compiled, self._inputs.fit(x)
+    def compiled(self) -> Compiled:
+        return self._compiled
 
     def single_call(self) -> tuple[Named, Compiled]:
         import tensorflow as tf
 
         signature = [tf.TensorSpec(port.shape, port.dtype) for port in self.inputs]
         concrete = tf.function(self._call, input_signature=signature, autograph=False).get_concrete_function()
-        return self._inputs, Compiled(concrete, concrete.structured_outputs)
+        return self._inputs, Compiled(concrete, concrete.structured_outputs, concrete.graph.as_graph_def)
 
     def variables(self) -> list[Any]:
         return list(self._signature.variables)

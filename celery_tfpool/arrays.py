@@ -1,0 +1,153 @@
+"""Arrays as bytes and back, in whatever structure they come, without pickle.
+
+A structure becomes JSON that says what is where, and buffers that are the
+arrays' own memory wherever that is possible.  Each array begins at a multiple
+of 64 bytes, as TensorFlow likes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ALIGNMENT = 64
+
+
+class CannotEncode(TypeError):
+    """Why something is no structure of arrays, in words that follow "its inputs or outputs"."""
+
+
+# -- structures ----------------------------------------------------------------
+
+
+def structure_to_json(structure: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Nested dicts, lists and tuples as JSON, which tells them apart; ``leaf`` makes JSON of all else.
+
+    Raises:
+        CannotEncode: a named tuple, or a key that is no string.
+    """
+    if isinstance(structure, dict):
+        if not all(isinstance(key, str) for key in structure):
+            raise CannotEncode("have names that are not strings")
+        return {"dict": [[key, structure_to_json(part, leaf)] for key, part in structure.items()]}
+    if isinstance(structure, (list, tuple)):
+        if hasattr(structure, "_fields"):
+            raise CannotEncode("are a named tuple")
+        kind = "tuple" if isinstance(structure, tuple) else "list"
+        return {kind: [structure_to_json(part, leaf) for part in structure]}
+    return {"leaf": leaf(structure)}
+
+
+def structure_of_json(facts: Any, leaf: Callable[[Any], Any]) -> Any:
+    """The inverse of `structure_to_json`, with ``leaf`` the inverse of its ``leaf``."""
+    ((kind, value),) = facts.items()
+    if kind == "dict":
+        return {key: structure_of_json(part, leaf) for key, part in value}
+    if kind in ("list", "tuple"):
+        return (tuple if kind == "tuple" else list)(structure_of_json(part, leaf) for part in value)
+    return leaf(value)
+
+
+# -- arrays --------------------------------------------------------------------
+
+
+def encode(structure: Any) -> tuple[Any, list[Any]]:
+    """JSON that describes a structure of arrays, and the buffers that make its body when written one after another.
+
+    Arrays may have any rank, any number of rows and any dtype of NumPy or
+    ``ml_dtypes`` that is numbers; and dtype object, if all they hold is str or
+    bytes, which come back as bytes, as they do from TensorFlow.
+
+    Raises:
+        CannotEncode: what stands in the structure is no such array.
+    """
+    buffers: list[Any] = []
+
+    def leaf(value: Any) -> Any:
+        data, dtype = _data_of(value)
+        length = sum(map(len, data))
+        buffers.extend(data)
+        if length % ALIGNMENT:
+            buffers.append(bytes(-length % ALIGNMENT))
+        return [dtype, list(value.shape), length]
+
+    return structure_to_json(structure, leaf), buffers
+
+
+def decode(facts: Any, body: memoryview) -> Any:
+    """The structure that `encode` described; its arrays of numbers use the memory of ``body``.
+
+    Raises:
+        ValueError: ``facts`` and ``body`` do not fit together.
+    """
+    position = 0
+
+    def leaf(value: Any) -> NDArray[Any]:
+        nonlocal position
+        dtype, shape, length = value
+        data = body[position : position + length]
+        if len(data) != length:
+            raise ValueError(f"the body has {len(body)} bytes, too few for {facts}")
+        position += length + -length % ALIGNMENT
+        if dtype == "string":
+            return _strings_of(data, shape)
+        return np.frombuffer(data, dtype=numpy_dtype(dtype)).reshape(shape)
+
+    return structure_of_json(facts, leaf)
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The dtype of a name that NumPy or ``ml_dtypes`` knows; strings are objects."""
+    if name == "string":
+        return np.dtype(object)
+    try:
+        return np.dtype(name)
+    except TypeError:
+        import ml_dtypes  # comes with TensorFlow
+
+        dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return dtype
+
+
+def aligned(length: int) -> memoryview:
+    """So many bytes of new memory, at a multiple of 64.
+
+    Raises:
+        MemoryError: there are not so many.
+    """
+    memory = np.empty(length + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + length].data
+
+
+def _data_of(value: Any) -> tuple[Sequence[Any], str]:
+    if not isinstance(value, np.ndarray):
+        raise CannotEncode(f"have a {type(value).__name__} in them")
+    if value.dtype.kind in "OSUT":
+        return _of_strings(value), "string"
+    if value.dtype.hasobject or value.dtype.names or value.dtype.kind in "mM":
+        raise CannotEncode(f"have an array of {value.dtype} in them")
+    native = np.ascontiguousarray(value, value.dtype.newbyteorder("="))
+    return [native.reshape(-1).view(np.uint8).data], value.dtype.newbyteorder("=").name
+
+
+def _of_strings(value: NDArray[Any]) -> list[bytes]:
+    parts = [part.encode() if isinstance(part, str) else part for part in value.reshape(-1).tolist()]
+    if odd := next((part for part in parts if not isinstance(part, bytes)), None):
+        raise CannotEncode(f"have an array of objects with a {type(odd).__name__} in them")
+    return [np.array([len(part) for part in parts], "<u8").tobytes(), b"".join(parts)]
+
+
+def _strings_of(data: memoryview, shape: list[int]) -> NDArray[Any]:
+    count = int(np.prod(shape))
+    lengths = np.frombuffer(data[: 8 * count], "<u8")
+    strings, position = np.empty(count, object), 8 * count
+    for number, length in enumerate(lengths.tolist()):
+        strings[number] = bytes(data[position : position + length])
+        position += length
+    if position != len(data):
+        raise ValueError(f"{count} strings of {position} bytes in {len(data)}")
+    return strings.reshape(shape)

@@ -1,0 +1,423 @@
+"""A process that owns models and predicts for all children, batching their requests.
+
+One event loop receives, decides and answers; one thread beside it computes.
+So requests gather while a batch is computed, and the next batch starts before
+the answers of the last one are sent.
+
+Whoever asks has one connection for each request in flight.  A connection that
+is closed takes its request with it.  What a request and an answer say:
+
+    {"do": "predict", "model", "x": description of the body, "batch_size"}
+        → {"outputs": description of the body}
+        → {"error": name of an error of `errors`, "args": its arguments}
+    {"do": "stats"} → {"stats": …}
+
+The other end is `predictor_client`; `supervisor` starts and ends this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from socket import socket
+from typing import Any, NoReturn
+
+from . import memory, runtime, served_model
+from .arrays import CannotEncode, decode, encode
+from .batching import Batcher, Part
+from .config import ModelPath, Settings
+from .errors import PredictionError, PredictorOverloaded, TFPoolError
+from .load_board import LoadBoard
+from .messages import BadMessage, Reader, message
+from .models import Models
+from .served_model import Call, NotByRows, ServedModel
+from .values import concatenate, short
+from .watching import GRACE
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one predictor process is told when it starts."""
+
+    index: int
+    models: tuple[ModelPath, ...]
+    packs: tuple[tuple[str, str], ...]
+    settings: Settings
+    intra_op: int
+    inter_op: int
+    #: The folder of sockets, removed by this process if worker main is gone.
+    folder: str
+    parent: int
+
+
+@dataclass
+class Statistics:
+    """What a predictor has done, in Triton's words; seconds are sums."""
+
+    request_success: int = 0
+    request_failure: int = 0
+    #: Rows, and calls that computed them.
+    inference_count: int = 0
+    execution_count: int = 0
+    #: Requests and rows that wait now.
+    pending_request_count: int = 0
+    pending_row_count: int = 0
+    queue_duration: float = 0.0
+    compute_duration: float = 0.0
+
+
+# -- the process ---------------------------------------------------------------
+
+
+def main(job: Job, listener: socket, link: Connection) -> None:
+    """Load, say so over ``link``, and predict until killed; the program of the process.
+
+    Sends over ``link`` JSON: ``{"ready": model → facts}`` or ``{"failed": reason}``.
+    """
+    # It ends when worker main says so or is gone: children need it until their last task is done.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.__stderr__ is not None:
+        faulthandler.enable(sys.__stderr__)
+    runtime.limit_threads(intra_op=job.intra_op, inter_op=job.inter_op, explicit=True)
+    try:
+        asyncio.run(_serve(job, listener, link))
+    finally:
+        os._exit(1)  # TensorFlow's threads, and what worker main registered for its own end, have no say here
+
+
+async def _serve(job: Job, listener: socket, link: Connection) -> None:
+    loop = asyncio.get_running_loop()
+    _watch_parent(loop, job)
+    computing = ThreadPoolExecutor(1, "compute")
+    try:
+        models = await loop.run_in_executor(computing, _load, job)
+    except Exception as exc:  # anything at all may come out of the user's file or function
+        reason = str(exc) if isinstance(exc, TFPoolError) else f"{type(exc).__name__}: {short(exc)}"
+        link.send_bytes(json.dumps({"failed": reason}).encode())
+        return
+    predictor = Predictor(job, models, computing)
+    listener.setblocking(False)
+    await loop.create_unix_server(lambda: _Conversation(predictor), sock=listener)
+    predictor.watch_itself()
+    link.send_bytes(json.dumps({"ready": {name: model.facts() for name, model in models.items()}}).encode())
+    await loop.create_future()  # for ever
+
+
+def _load(job: Job) -> dict[str, ServedModel]:
+    """Load and warm up all models.
+
+    Raises:
+        ModelLoadError: of the first that fails.
+    """
+    models = Models(job.models, safe_mode=job.settings.safe_mode, packs=dict(job.packs))
+    served = {}
+    for model in job.models:
+        started = time.monotonic()
+        lazy = models.find(model.name)
+        one = ServedModel(lazy.load(), model.max_batch_size or job.settings.max_batch_size)
+        one.warm_up()
+        served[model.name] = one
+        logger.info(
+            "predictor %d (pid %d): model %r from %r, loaded in %.2f s, warm after %.2f s%s%s",
+            job.index,
+            os.getpid(),
+            model.name,
+            model.path,
+            lazy.load_time,
+            time.monotonic() - started,
+            ", frozen" if one.is_frozen else "",
+            f"; requests are not batched: {one.alone}" if one.alone else "",
+        )
+    return served
+
+
+def _watch_parent(loop: asyncio.AbstractEventLoop, job: Job) -> None:
+    """End this process, and remove the folder of sockets, when worker main is gone."""
+
+    def gone() -> None:
+        logger.error("predictor %d (pid %d): worker main is gone", job.index, os.getpid())
+        _end_without_parent(job)
+
+    try:
+        descriptor = os.pidfd_open(job.parent)
+    except ProcessLookupError:
+        _end_without_parent(job)
+    except OSError:  # Linux before 5.3
+
+        def look() -> None:
+            if os.getppid() != job.parent:
+                gone()
+            loop.call_later(1.0, look)
+
+        look()
+    else:
+        loop.add_reader(descriptor, gone)
+        if os.getppid() != job.parent:  # it ended, and another process has its number
+            gone()
+
+
+def _end_without_parent(job: Job) -> NoReturn:
+    shutil.rmtree(job.folder, ignore_errors=True)
+    os._exit(1)
+
+
+# -- requests and batches --------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Request:
+    """One request, from its arrival to its answer."""
+
+    conversation: _Conversation
+    call: Call
+    arrived: float
+    #: Outputs of its parts, in their order.
+    pieces: list[Any] = field(default_factory=list)
+    done_rows: int = 0
+    started: float | None = None
+    abandoned: bool = False
+
+
+class Predictor:
+    """Decides with a `Batcher` which requests go next, and lets the other thread compute them."""
+
+    def __init__(self, job: Job, models: dict[str, ServedModel], computing: ThreadPoolExecutor) -> None:
+        self.job, self.models = job, models
+        self.statistics = Statistics()
+        self._computing = computing
+        self._batcher: Batcher[_Request] = Batcher(job.settings.batch_timeout)
+        self._board = LoadBoard(job.folder)
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        #: Since when a batch is being computed, and of how many rows.
+        self._busy_since: float | None = None
+        self._busy_rows = 0
+        self._tell_load()
+
+    # From here to `_deliver` the path of a request.
+
+    def take(self, conversation: _Conversation, head: dict[str, Any], body: memoryview) -> None:
+        """A message has come; answer it, now or later.
+
+        Raises:
+            BadMessage: it is none of ours.
+        """
+        try:
+            if head["do"] == "stats":
+                conversation.answer({"stats": self.facts()})
+                return
+            request = self._request(conversation, head, body)
+        except TFPoolError as exc:
+            self._refuse(conversation, exc)
+        except (KeyError, TypeError, ValueError) as exc:
+            raise BadMessage(f"a request that makes no sense ({type(exc).__name__}: {exc})") from exc
+        else:
+            conversation.request = request
+            self._go()
+
+    def _request(self, conversation: _Conversation, head: dict[str, Any], body: memoryview) -> _Request:
+        model = self.models[head["model"]]
+        waiting, most = self._batcher.batches, self.job.settings.max_enqueued_batches
+        if waiting >= most:
+            raise PredictorOverloaded(model.name, self._batcher.requests, most)
+        call = model.prepare(decode(head["x"], body), head["batch_size"])
+        request = _Request(conversation, call, time.monotonic())
+        key, size = (call.key, model.max_size) if call.key else (request, 1)
+        self._batcher.add(
+            request,
+            rows=call.rows if call.key else 1,
+            key=key,
+            max_size=size,
+            now=request.arrived,
+            weight=call.rows / model.max_size,
+        )
+        self._tell_load()
+        return request
+
+    def forget(self, request: _Request) -> None:
+        """Nobody waits for this request any more."""
+        request.abandoned = True
+        self._batcher.remove(request)
+        self._tell_load()
+
+    def _go(self) -> None:
+        """Start the next batch if one is due and nothing is being computed."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._busy_since is not None:
+            return
+        now = time.monotonic()
+        parts = self._batcher.take(now)
+        if parts:
+            self._busy_since, self._busy_rows = now, sum(part.rows for part in parts)
+            for part in parts:
+                if part.request.started is None:
+                    part.request.started = now
+                    self.statistics.queue_duration += now - part.request.arrived
+            future = self._loop.run_in_executor(self._computing, _compute, parts)
+            future.add_done_callback(lambda future: self._computed(parts, future.result()))
+        elif (delay := self._batcher.delay(now)) is not None:
+            self._timer = self._loop.call_later(delay, self._go)
+
+    def _computed(self, parts: Sequence[Part[_Request]], results: list[Any]) -> None:
+        assert self._busy_since is not None
+        self.statistics.compute_duration += time.monotonic() - self._busy_since
+        self.statistics.execution_count += 1
+        self.statistics.inference_count += sum(
+            part.rows if part.request.call.key else part.request.call.rows for part in parts
+        )
+        self._busy_since, self._busy_rows = None, 0
+        self._go()  # first what computes, then what sends
+        for part, result in zip(parts, results, strict=True):
+            if not part.request.abandoned:
+                self._deliver(part, result)
+        self._tell_load()
+
+    def _deliver(self, part: Part[_Request], result: Any) -> None:
+        request = part.request
+        if isinstance(result, Exception):
+            request.conversation.request = None
+            self.forget(request)  # its other parts
+            self._refuse(request.conversation, _error(request.call.model.name, result))
+            return
+        request.pieces.append(result)
+        request.done_rows += part.rows
+        if request.call.key and request.done_rows < request.call.rows:
+            return
+        request.conversation.request = None
+        outputs = request.pieces[0] if len(request.pieces) == 1 else concatenate(request.pieces)
+        try:
+            description, body = encode(outputs)
+        except CannotEncode as exc:
+            self._refuse(request.conversation, PredictionError(request.call.model.name, f"its outputs {exc}"))
+            return
+        self.statistics.request_success += 1
+        request.conversation.answer({"outputs": description}, body)
+
+    def _refuse(self, conversation: _Conversation, error: TFPoolError) -> None:
+        self.statistics.request_failure += 1
+        conversation.answer({"error": type(error).__name__, "args": list(error.args)})
+
+    # What is known from outside.
+
+    def facts(self) -> dict[str, Any]:
+        """For ``celery inspect``; JSON-friendly."""
+        self.statistics.pending_request_count = self._batcher.requests
+        self.statistics.pending_row_count = self._batcher.rows
+        return {**asdict(self.statistics), "memory": memory.of_process(os.getpid())}
+
+    def _tell_load(self) -> None:
+        self._board.write(self.job.index, self._batcher.rows + self._busy_rows)
+
+    def watch_itself(self) -> None:
+        """End this process when a batch takes longer than anybody waits for it, or when this loop hangs."""
+        limit = self.job.settings.response_timeout + GRACE
+        if self._busy_since is not None and time.monotonic() - self._busy_since > limit:
+            logger.critical(
+                "predictor %d (pid %d): a batch of %d rows is not done after %g s; ending, see stderr for where it was",
+                self.job.index,
+                os.getpid(),
+                self._busy_rows,
+                limit,
+            )
+            os.abort()
+        # By a thread that needs neither this loop nor the GIL.
+        if sys.__stderr__ is not None:
+            faulthandler.dump_traceback_later(limit, exit=True, file=sys.__stderr__)
+        self._loop.call_later(min(1.0, limit / 4), self.watch_itself)
+
+
+def _error(name: str, exc: Exception) -> TFPoolError:
+    return exc if isinstance(exc, TFPoolError) else PredictionError(name, f"{type(exc).__name__}: {short(exc)}")
+
+
+def _compute(parts: Sequence[Part[_Request]]) -> list[Any]:
+    """The outputs of each part, or the exception that is to be its answer; runs in the thread that computes."""
+    calls = [Part(part.request.call, part.start, part.stop) for part in parts]
+    try:
+        return served_model.run(calls)
+    except NotByRows:
+        model = calls[0].request.model
+        model.alone = "its outputs do not have a row for each row of its inputs"
+        logger.warning("model %r: requests are not batched from now on: %s", model.name, model.alone)
+    except Exception as exc:  # anything at all may come out of a model
+        if len(parts) == 1:
+            return [exc]
+        logger.warning(
+            "model %r: a batch of %d requests failed (%s: %s); computing them one by one",
+            calls[0].request.model.name,
+            len(parts),
+            type(exc).__name__,
+            short(exc),
+        )
+    return [_alone(call) for call in calls]
+
+
+def _alone(call: Part[Call]) -> Any:
+    whole, part = call.request, call
+    values = [value[part.start : part.stop] for value in whole.values] if whole.key else whole.values
+    try:
+        return whole.compiled.in_batches(values, part.rows if whole.key else whole.rows, whole.batch_size)
+    except Exception as exc:  # the answer to this one
+        return exc
+
+
+# -- the conversation ------------------------------------------------------------
+
+
+class _Conversation(asyncio.BufferedProtocol):
+    """One connection: one request at a time, and its answer."""
+
+    _transport: asyncio.WriteTransport
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._reader = Reader()
+        #: What is being asked, until it is answered.
+        self.request: _Request | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+        self.answer({"pid": os.getpid()})
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            for head, body in self._reader.received(nbytes):
+                if self.request is not None:
+                    raise BadMessage("a second request before the answer to the first")
+                self._predictor.take(self, head, body)
+        except BadMessage as exc:
+            logger.warning(
+                "predictor %d (pid %d): closing a connection: %s", self._predictor.job.index, os.getpid(), exc
+            )
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.request is not None:
+            self._predictor.forget(self.request)
+            self.request = None
+
+    def answer(self, head: dict[str, Any], body: Sequence[Any] = ()) -> None:
+        with contextlib.suppress(OSError):  # gone meanwhile
+            for buffer in message(head, body):
+                self._transport.write(buffer)

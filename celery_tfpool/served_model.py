@@ -1,0 +1,262 @@
+"""One model in a predictor: which requests may share a call of it, and that call.
+
+Rows of different tasks share a call only where every row's outputs depend on
+that row alone.  A model of which that is not so (it keeps a state, has a fixed
+number of rows, or looks across its rows) is noticed here, and its requests are
+computed one by one, as Keras would.
+
+Knows nothing of sockets, or of who asks and when.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import freezing
+from .arrays import CannotEncode
+from .batching import Part
+from .pack_runner import PackRunner
+from .ports import Port
+from .runner import CannotPack, Compiled, Runner, count_rows
+from .values import short
+
+logger = logging.getLogger(__name__)
+
+#: Rows of one call where a request is computed alone and does not say, as in Keras.
+BATCH_SIZE = 32
+#: By how much, relative to the largest, outputs of a row may differ when it is computed with others.
+_TOLERANCE, _TOLERANCE_16_BIT = 1e-3, 5e-2
+
+
+class NotByRows(Exception):
+    """The outputs of a batch do not have a row for each of its rows."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request, ready to be computed: its values, and with whom it may share a batch."""
+
+    model: ServedModel
+    compiled: Compiled
+    values: list[Any]
+    rows: int
+    #: Requests with equal keys may share a batch; None: this one goes alone.
+    key: Hashable | None
+    batch_size: int
+
+
+class ServedModel:
+    """A loaded model that predicts for several processes.
+
+    Args:
+        max_size: rows per batch; 1: each request is computed alone.
+    """
+
+    def __init__(self, runner: Runner, max_size: int) -> None:
+        self.runner, self.max_size = runner, max_size
+        self.name = runner.name
+        self.only_here = runner.only_here() or _unsendable(runner)
+        self.alone = "max_batch_size is 1" if max_size == 1 else ""
+        self.is_frozen = False
+        self._compiled = runner.compiled() if runner.inputs and not self.only_here else None
+
+    def warm_up(self) -> None:
+        """Choose the fastest call, see whether rows may be batched, and call with the sizes that will come."""
+        if self.only_here or self._compiled is None:
+            return
+        self.alone = self.alone or _needs_to_be_alone(self._compiled, self.runner.inputs)
+        self._freeze()
+        sizes = (1, min(BATCH_SIZE, self.max_size)) if self.alone else (1, self.max_size)
+        try:
+            for size in sizes:
+                self._compiled(*self._zeros(size))
+        except Exception as exc:  # zeros are not for every model
+            logger.warning("model %r: predicting zeros to warm up failed: %s: %s", self.name, type(exc).__name__, exc)
+            return
+        if not self.alone and not _is_by_rows(self._compiled, self.runner.inputs):
+            self.alone = "the outputs of a row depend on the other rows"
+
+    def _freeze(self) -> None:
+        assert self._compiled is not None
+        if self.alone.startswith("it keeps"):  # constants keep none
+            return
+        try:
+            frozen = freezing.frozen(self.runner)
+            if frozen is not None:
+                fastest = freezing.faster(self._compiled, frozen, self._zeros(self.max_size))
+                self._compiled, self.is_frozen = fastest, fastest is frozen
+        except Exception as exc:  # an optimisation that fails costs its gain
+            logger.warning("model %r cannot be frozen: %s: %s", self.name, type(exc).__name__, short(exc))
+
+    def _zeros(self, rows: int) -> list[Any]:
+        return [_repeated(port.zeros(), port, rows) for port in self.runner.inputs]
+
+    def facts(self) -> dict[str, Any]:
+        """What whoever asks has to know; JSON-friendly."""
+        return {
+            "only_here": self.only_here,
+            "inputs": None if self.only_here or not self.runner.inputs else self.runner.inputs_to_json(),
+            "alone": self.alone,
+            "frozen": self.is_frozen,
+            "packed": isinstance(self.runner, PackRunner),
+            "max_batch_size": self.max_size,
+        }
+
+    def prepare(self, x: Any, batch_size: int) -> Call:
+        """Check a request and see with whom it may share a batch.
+
+        Args:
+            x: the values in the order of the inputs; for a model that does
+                not say what inputs it takes, whatever its call() takes.
+
+        Raises:
+            InvalidInputError: ``x`` does not fit.
+        """
+        with self.runner.refusal():
+            if self._compiled is None:
+                compiled, values = self.runner.prepare(x)
+            else:
+                compiled, values = self._compiled, self.runner.fit_flat(x)
+            rows = count_rows(values)
+        key = None
+        if not self.alone and rows:
+            key = self.name, id(compiled), tuple((str(value.dtype), value.shape[1:]) for value in values)
+        return Call(self, compiled, values, rows, key, batch_size)
+
+
+# -- computing -----------------------------------------------------------------
+
+
+def run(parts: Sequence[Part[Call]]) -> list[Any]:
+    """The outputs of each part, computed in one call.
+
+    Raises:
+        NotByRows: the outputs cannot be divided among the parts.
+        Exception: whatever the model raises.
+    """
+    first = parts[0].request
+    if first.key is None:
+        return [first.compiled.in_batches(first.values, first.rows, first.batch_size)]
+    values = [
+        _joined([part.request.values[number][part.start : part.stop] for part in parts])
+        for number in range(len(first.values))
+    ]
+    outputs = first.compiled(*values)
+    if len(parts) == 1:
+        _check_rows(outputs, parts[0].rows)
+        return [outputs]
+    return list(_divided(outputs, [part.rows for part in parts]))
+
+
+def run_alone(call: Call) -> Any:
+    """The outputs of a request, computed by itself."""
+    return call.compiled.in_batches(call.values, call.rows, call.batch_size)
+
+
+def _joined(pieces: list[Any]) -> Any:
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def _check_rows(outputs: Any, rows: int) -> None:
+    import keras
+
+    for leaf in keras.tree.flatten(outputs):
+        if not isinstance(leaf, np.ndarray) or leaf.shape[:1] != (rows,):
+            raise NotByRows
+
+
+def _divided(outputs: Any, counts: list[int]) -> Iterator[Any]:
+    import keras
+
+    _check_rows(outputs, sum(counts))
+    start = 0
+    for count in counts:
+        yield keras.tree.map_structure(lambda leaf, a=start, b=start + count: leaf[a:b], outputs)
+        start += count
+
+
+# -- may rows of different requests share a call? --------------------------------
+
+
+def _needs_to_be_alone(compiled: Compiled, inputs: list[Port]) -> str:
+    """Why requests may not share a call, as far as the graph tells; empty when nothing speaks against it."""
+    import keras
+
+    if any(port.shape and port.shape[0] is not None for port in inputs):
+        return "it takes a fixed number of rows"
+    if any(_writes(operation) for operation in compiled.operations()):
+        return "it keeps a state from one call to the next"
+    for symbol in keras.tree.flatten(compiled.outputs):
+        shape = symbol.shape
+        if shape.rank is not None and (shape.rank == 0 or shape[0] is not None):
+            return "its outputs do not have a row for each row of its inputs"
+    return ""
+
+
+def _writes(operation: str) -> bool:
+    return (
+        operation.startswith(("Assign", "ResourceScatter", "ResourceApply"))
+        or operation == "ResourceStridedSliceAssign"
+    )
+
+
+def _is_by_rows(compiled: Compiled, inputs: list[Port]) -> bool:
+    """Whether three rows that are computed together give what each of them gives alone."""
+    import keras
+
+    random = np.random.default_rng(0)
+    values = [_noise(port, random) for port in inputs]
+    try:
+        together = keras.tree.flatten(compiled(*values))
+        apart = [keras.tree.flatten(compiled(*(value[row : row + 1] for value in values))) for row in range(3)]
+    except Exception as exc:  # noise is not for every model, and then a batch that fails is sorted out when it comes
+        logger.debug("predicting noise failed: %s", exc)
+        return True
+    return all(
+        leaf.shape[:1] == (3,) and _close(leaf, np.concatenate([one[number] for one in apart]))
+        for number, leaf in enumerate(together)
+    )
+
+
+def _noise(port: Port, random: np.random.Generator) -> Any:
+    zeros = _repeated(port.zeros(), port, 3)
+    if zeros.dtype.kind in "OSUb":
+        return zeros
+    drawn = random.integers(0, 2, zeros.shape) if zeros.dtype.kind in "iu" else random.random(zeros.shape)
+    return drawn.astype(zeros.dtype)
+
+
+def _repeated(row: Any, port: Port, rows: int) -> Any:
+    fixed = bool(port.shape) and port.shape[0] is not None
+    return row if fixed else np.repeat(row, rows, axis=0)
+
+
+def _close(one: Any, other: Any) -> bool:
+    if one.dtype.kind in "OSUb" or one.shape != other.shape:
+        return bool(np.array_equal(one, other))
+    if one.dtype.kind in "iu":
+        return bool(np.mean(one != other) < _TOLERANCE_16_BIT)
+    limit = _TOLERANCE_16_BIT if one.dtype.itemsize <= 2 else _TOLERANCE
+    one, other = one.astype("complex128"), other.astype("complex128")
+    largest = np.abs(other).max(initial=0.0)
+    return bool(np.abs(one - other).max(initial=0.0) <= limit * largest + 1e-30)
+
+
+def _unsendable(runner: Runner) -> str:
+    """Why inputs or outputs of this model cannot be sent to another process; empty when they can."""
+    import keras
+
+    try:
+        if runner.inputs:
+            runner.inputs_to_json()
+            for leaf in keras.tree.flatten(runner.compiled().outputs):
+                if type(leaf).__name__ in ("RaggedTensor", "SparseTensor", "RaggedTensorSpec", "SparseTensorSpec"):
+                    return "its outputs are ragged or sparse"
+    except (CannotEncode, CannotPack) as exc:
+        return f"its inputs {exc}" if isinstance(exc, CannotEncode) else str(exc)
+    return ""
