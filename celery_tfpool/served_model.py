@@ -243,8 +243,11 @@ def _close(one: Any, other: Any) -> bool:
         return bool(np.mean(one != other) < _TOLERANCE_16_BIT)
     limit = _TOLERANCE_16_BIT if one.dtype.itemsize <= 2 else _TOLERANCE
     one, other = one.astype("complex128"), other.astype("complex128")
-    largest = np.abs(other).max(initial=0.0)
-    return bool(np.abs(one - other).max(initial=0.0) <= limit * largest + 1e-30)
+    finite = np.isfinite(other)
+    if not np.array_equal(finite, np.isfinite(one)):
+        return False
+    largest = np.abs(other[finite]).max(initial=0.0)
+    return bool(np.abs(one[finite] - other[finite]).max(initial=0.0) <= limit * largest + 1e-30)
 
 
 def _unsendable(runner: Runner) -> str:
@@ -254,9 +257,12 @@ def _unsendable(runner: Runner) -> str:
     try:
         if runner.inputs:
             runner.inputs_to_json()
+            known = all(None not in port.shape[1:] for port in runner.inputs)
             for leaf in keras.tree.flatten(runner.compiled().outputs):
                 if type(leaf).__name__ in ("RaggedTensor", "SparseTensor", "RaggedTensorSpec", "SparseTensorSpec"):
                     return "its outputs are ragged or sparse"
+                if known and leaf.shape.rank and None in leaf.shape[1:]:  # as wide as the longest text, say
+                    return "the size of its outputs depends on what is in its inputs"
     except (CannotEncode, CannotPack) as exc:
         return f"its inputs {exc}" if isinstance(exc, CannotEncode) else str(exc)
     return ""

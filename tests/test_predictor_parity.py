@@ -1,0 +1,211 @@
+"""Predictions by way of a real predictor process, against keras.Model.predict on the same file.
+
+Within float tolerance: a predictor computes rows of several requests in one
+call, on a frozen graph where that is faster.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from test_parity import for_keras
+from zoo import ZOO, chain
+
+from celery_tfpool import InvalidInputError, packer
+from celery_tfpool.config import ModelPath, Settings
+from celery_tfpool.loading import load
+from celery_tfpool.models import Handle, Models
+from celery_tfpool.pack_cache import PackCache
+from celery_tfpool.predictor import Job
+from celery_tfpool.predictor_client import Client, RemoteRunner
+from celery_tfpool.supervisor import Supervisor
+
+#: Noise is another every time, also in Keras.
+NAMES = [name for name in ZOO if name != "sampling"]
+
+
+@pytest.fixture(scope="module")
+def predictors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Any, Handle, dict[str, Any]]]]:
+    """By name of the zoo: the model by Keras, a handle of it in predictors, and what these say of it."""
+    folder = tmp_path_factory.mktemp("zoo")
+    theirs, paths, packs = {}, [], []
+    for number, name in enumerate(NAMES):
+        path = folder / f"{number}.keras"
+        try:
+            model = ZOO[name].build()
+            model.save(path)
+            theirs[name] = keras.models.load_model(path)
+        except (TypeError, ValueError, AttributeError):  # an old Keras that cannot
+            continue
+        paths.append(ModelPath(name, f"zoo_files:m{number}"))
+    for name in ("conv", "dense"):  # the same from packs, the first of them frozen where that is faster
+        cache = PackCache(folder / "packs", 2**30)
+        path = str(folder / f"{NAMES.index(name)}.keras")
+        packs.append((f"{name}, packed", packer.find_or_make("m", path, cache, safe_mode=True)))
+        paths.append(ModelPath(f"{name}, packed", path))
+        theirs[f"{name}, packed"] = theirs[name]
+    settings = Settings(max_batch_size=16, response_timeout=60.0)
+
+    def job(index: int, models: tuple[ModelPath, ...], place: str) -> Job:
+        return Job(index, models, tuple(packs), settings, 1, 1, place, os.getpid())
+
+    supervisor = Supervisor(
+        [tuple(paths)],
+        job=job,
+        context=lambda: multiprocessing.get_context("spawn"),  # TensorFlow runs in this process
+        fork_lock=threading.Lock(),
+        give_up=pytest.fail,
+        startup_timeout=200,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOO_FILES", str(folder))
+        patch.syspath_prepend(str(Path(__file__).parent / "apps"))  # a spawned process gets it from here
+        served = supervisor.start(lambda: None)
+    client = Client(supervisor.folder, 60.0)
+    remote = {name: RemoteRunner(name, indices, facts, client) for name, (indices, facts) in served.items()}
+    models = Models(paths, safe_mode=True, remote=remote)
+    try:
+        yield {name: (theirs[name], models.get(name), facts) for name, (_, facts) in served.items()}
+    finally:
+        supervisor.stop()
+
+
+Served = dict[str, tuple[Any, Handle, dict[str, Any]]]
+
+
+def assert_close(ours: Any, theirs: Any) -> None:
+    keras.tree.assert_same_structure(ours, theirs)
+    for one, other in zip(keras.tree.flatten(ours), keras.tree.flatten(theirs), strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        if one.dtype.kind in "biuOS":
+            assert np.array_equal(one, other)
+        else:
+            exact = {2: 1e-2, 4: 1e-5, 8: 1e-12}[one.dtype.itemsize]
+            one, other = one.astype("float64"), other.astype("float64")
+            np.testing.assert_allclose(one, other, rtol=0, atol=exact * np.abs(other).max(initial=0.0))
+
+
+def has(predictors: Served, name: str) -> tuple[Any, Handle, dict[str, Any]]:
+    if name not in predictors:
+        pytest.skip(f"Keras {keras.__version__} cannot")
+    if predictors[name][2]["only_here"]:
+        pytest.skip(f"not served by predictors: {predictors[name][2]['only_here']}")
+    return predictors[name]
+
+
+@pytest.mark.parametrize("rows", [1, 33, 0])
+@pytest.mark.parametrize("name", [*NAMES, "conv, packed", "dense, packed"])
+def test_same_numbers(predictors: Served, name: str, rows: int) -> None:
+    """Whatever the model: 1 row, more rows than a batch has, and none."""
+    theirs, ours, _ = has(predictors, name)
+    specimen = ZOO[name.removesuffix(", packed")]
+    x = specimen.rows(max(rows, 4))
+    if rows == 0:  # Keras itself refuses no rows of many models
+        x, some = keras.tree.map_structure(lambda v: v[:0], x), theirs.predict(for_keras(x), verbose=0)
+        expected = keras.tree.map_structure(lambda v: v[:0], some)
+        assert_close(ours.predict(x), expected)
+        return
+    x = keras.tree.map_structure(lambda v: v[:rows] if rows < 4 and name != "fixed number of rows" else v, x)
+    assert_close(ours.predict(x), theirs.predict(for_keras(x), verbose=0))
+
+
+@pytest.mark.parametrize("name", ["conv", "lstm", "several, named", "subclassed", "TextVectorization", "mixed_bfloat16"])
+def test_many_at_once(predictors: Served, name: str) -> None:
+    """Requests of 1 to 20 rows from 8 threads at once: each gets its own rows back."""
+    theirs, ours, _ = has(predictors, name)
+    requests = [ZOO[name].rows(rows) for rows in range(1, 21)] * 2
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(ours.predict, requests))
+    for x, answer in zip(requests, answers, strict=True):
+        assert_close(answer, theirs.predict(for_keras(x), verbose=0))
+
+
+def test_what_is_not_batched(predictors: Served) -> None:
+    """A fixed number of rows is seen, and what has no row for each row; everything else shares calls."""
+    alone = {name: facts["alone"] for name, (_, _, facts) in predictors.items() if facts["alone"]}
+    assert {"fixed number of rows": "it takes a fixed number of rows"} == alone
+    ours_alone = {name: facts["only_here"] for name, (_, _, facts) in predictors.items() if facts["only_here"]}
+    assert {"TextVectorization, ragged": "the size of its outputs depends on what is in its inputs"} == ours_alone
+
+
+@pytest.mark.parametrize(
+    ("name", "x"),
+    [
+        ("dense", np.zeros((2, 9))),
+        ("dense", np.zeros((2, 8), "complex64")),
+        ("dense", [["a"] * 8]),
+        ("dense", 3.0),
+        ("several, named", {"wide": np.zeros((2, 4)), "id": np.zeros((2, 3))}),
+        ("several, named", {"wide": np.zeros((2, 4)), "ids": np.zeros((3, 3))}),
+        ("subclassed", np.zeros((2, 5))),
+    ],
+)
+def test_refused_in_the_same_words(predictors: Served, tmp_path: Path, name: str, x: Any) -> None:
+    """As without predictors."""
+    theirs, ours, _ = has(predictors, name)
+    theirs.save(tmp_path / "m.keras")
+    here = load(name, str(tmp_path / "m.keras"), safe_mode=True)
+    with pytest.raises(InvalidInputError) as without:
+        here.predict(x, 32)
+    with pytest.raises(InvalidInputError) as caught:
+        ours.predict(x)
+    if name != "subclassed":  # whose own words name the call
+        assert str(without.value) == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "x", [[0.5] * 8, [[0.5] * 8], np.full((2, 8), 0.5), tf.fill((2, 8), 0.5), [np.full((2, 8), 0.5)], {"x": 0}, []]
+)
+def test_forms_of_input(predictors: Served, tmp_path: Path, x: Any) -> None:
+    """Lists, tensors, boxed arrays, empty lists: what is taken, and what comes of it, is as without predictors."""
+    theirs, ours, _ = predictors["dense"]
+    theirs.save(tmp_path / "m.keras")
+    here = load("dense", str(tmp_path / "m.keras"), safe_mode=True)
+    try:
+        expected = here.predict(x, 32)
+    except InvalidInputError as exc:
+        with pytest.raises(InvalidInputError) as caught:
+            ours.predict(x)
+        assert str(exc) == str(caught.value)
+    else:
+        assert_close(ours.predict(x), expected)
+
+
+def test_rows_that_depend_on_each_other() -> None:
+    """A layer that looks across rows, one that keeps a state, one that sums all rows: noticed when warming up."""
+    from celery_tfpool.keras_runner import KerasRunner
+    from celery_tfpool.served_model import ServedModel
+
+    @keras.saving.register_keras_serializable("test_predictor_parity")
+    class Centred(layers.Layer):
+        def call(self, x: Any) -> Any:
+            return x - keras.ops.mean(x, axis=0, keepdims=True)
+
+    @keras.saving.register_keras_serializable("test_predictor_parity")
+    class Total(layers.Layer):
+        def call(self, x: Any) -> Any:
+            return keras.ops.sum(x)
+
+    stateful = keras.Sequential([layers.Input(batch_shape=(1, 3, 2)), layers.LSTM(2, stateful=True)])
+    found = {}
+    for model in (chain((3,), Centred()), chain((3,), Total()), stateful, chain((3,), layers.Dense(2))):
+        served = ServedModel(KerasRunner("m", model), 8)
+        served.warm_up()
+        found[model.layers[-1].__class__.__name__] = served.alone
+    assert {
+        "Centred": "the outputs of a row depend on the other rows",
+        "Total": "its outputs do not have a row for each row of its inputs",
+        "LSTM": "it takes a fixed number of rows",
+        "Dense": "",
+    } == found
