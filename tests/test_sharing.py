@@ -64,7 +64,7 @@ def test_shared(start_worker: StartWorker, large: str, engine: str) -> None:
 
     def all_have_predicted() -> bool:
         assert expected == worker.call("predict_row", ONES)[1]
-        worker.send("nap", 0.5)  # Celery prefers the first child that is free
+        worker.send("nap", 3)  # so the next goes to the other: longer than a broker takes to look for messages
         assert expected == worker.call("predict_row", ONES)[1]
         return all(child["models"].get("large", {}).get("loaded") for child in tfpool(worker)["children"])
 
