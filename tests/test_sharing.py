@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from celery import VERSION
-from conftest import APPS, StartWorker, Worker, make_model, marked, quiet, wait_until
+from conftest import APPS, PATIENCE, StartWorker, Worker, make_model, marked, quiet, wait_until
 
 ONES = [1.0] * 16
 
@@ -63,9 +63,9 @@ def test_shared(start_worker: StartWorker, large: str, engine: str) -> None:
     wait_until(lambda: len(worker.children()) == 2 and worker.children() != before, "a replacement")
 
     def all_have_predicted() -> bool:
-        assert expected == worker.call("predict_row", ONES)[1]
-        worker.send("nap", 3)  # so the next goes to the other: longer than a broker takes to look for messages
-        assert expected == worker.call("predict_row", ONES)[1]
+        # Longer than a broker takes to look for messages, so neither child can take both.
+        both = [worker.send("predict_and_nap", ONES, 3) for _ in range(2)]
+        assert [expected] * 2 == [result.get(timeout=PATIENCE) for result in both]
         return all(child["models"].get("large", {}).get("loaded") for child in tfpool(worker)["children"])
 
     wait_until(all_have_predicted, "a prediction by each child")
