@@ -38,6 +38,12 @@ CONTESTANTS = {
     ),
     "server": Contestant("prefork, mosec beside it", "server_client", server="model_server"),
     "tfpool": Contestant("TFPrefork", "tfpool", pool="celery_tfpool:TFPrefork"),
+    "predictors": Contestant(
+        "TFPrefork, tf_predictors = 1",
+        "tfpool",
+        pool="celery_tfpool:TFPrefork",
+        variables={"BENCH_PREDICTORS": "1"},
+    ),
     "unshared": Contestant(
         "TFPrefork, tf_preimport and tf_share_weights off",
         "tfpool",

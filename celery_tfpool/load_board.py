@@ -26,10 +26,13 @@ class LoadBoard:
     def __init__(self, folder: str) -> None:
         with open(os.path.join(folder, _FILE), "r+b") as file:
             self._numbers = memoryview(mmap.mmap(file.fileno(), 0)).cast("i")
+        # Processes that find all idle at the same moment should not all ask the same one.
+        self._offset = os.getpid()
 
     def write(self, index: int, rows: int) -> None:
         self._numbers[index] = rows
 
     def least_busy(self, indices: tuple[int, ...]) -> int:
-        """Of these predictors the one with the fewest rows."""
-        return min(indices, key=self._numbers.__getitem__)
+        """Of these predictors the one with the fewest rows; of several the first for this process, which differs."""
+        count = len(self._numbers)
+        return min(indices, key=lambda index: (self._numbers[index], (index - self._offset) % count))

@@ -159,7 +159,8 @@ class Supervisor:
             return
         self._stopping = True
         if self._thread is not None:
-            self._log_statistics()
+            with contextlib.suppress(OSError):  # somebody has removed the folder
+                self._log_statistics()
             os.write(self._wake_sender, b".")
             self._thread.join()
         for one in self._predictors:
@@ -167,7 +168,8 @@ class Supervisor:
                 one.process.kill()
                 one.process.join()
             one.listener.close()
-        self._coroner.close()
+        with contextlib.suppress(OSError):
+            self._coroner.close()
         os.close(self._wake_receiver)
         os.close(self._wake_sender)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -206,7 +208,7 @@ class Supervisor:
             stats = one["stats"]
             if not stats or not stats["execution_count"]:
                 continue
-            requests = stats["request_success"] + stats["request_failure"]
+            requests = max(1, stats["request_success"] + stats["request_failure"])
             logger.info(
                 "predictor %d (pid %d): %d requests, %d of them failed; %d rows in %d batches (%.1f rows a batch); "
                 "a request waited %.1f ms, a batch took %.1f ms; %d restarts",

@@ -106,7 +106,7 @@ def test_what_is_no_array(structure: Any, reason: str) -> None:
 
 
 def test_description_and_body_do_not_fit() -> None:
-    description, buffers = encode(np.zeros(100))
+    description, _ = encode(np.zeros(100))
     with pytest.raises(ValueError, match="too few"):
         decode(description, aligned(99))
 

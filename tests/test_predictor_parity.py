@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,8 @@ def assert_close(ours: Any, theirs: Any) -> None:
             assert np.array_equal(one, other)
         else:
             exact = {2: 1e-2, 4: 1e-5, 8: 1e-12}[one.dtype.itemsize]
-            one, other = one.astype("float64"), other.astype("float64")
-            np.testing.assert_allclose(one, other, rtol=0, atol=exact * np.abs(other).max(initial=0.0))
+            largest = np.abs(other.astype("float64")).max(initial=0.0)
+            np.testing.assert_allclose(one.astype("float64"), other.astype("float64"), rtol=0, atol=exact * largest)
 
 
 def has(predictors: Served, name: str) -> tuple[Any, Handle, dict[str, Any]]:
@@ -120,7 +120,7 @@ def test_same_numbers(predictors: Served, name: str, rows: int) -> None:
     assert_close(ours.predict(x), theirs.predict(for_keras(x), verbose=0))
 
 
-@pytest.mark.parametrize("name", ["conv", "lstm", "several, named", "subclassed", "TextVectorization", "mixed_bfloat16"])
+@pytest.mark.parametrize("name", ["conv", "lstm", "several, named", "subclassed", "StringLookup", "mixed_bfloat16"])
 def test_many_at_once(predictors: Served, name: str) -> None:
     """Requests of 1 to 20 rows from 8 threads at once: each gets its own rows back."""
     theirs, ours, _ = has(predictors, name)
@@ -172,14 +172,19 @@ def test_forms_of_input(predictors: Served, tmp_path: Path, x: Any) -> None:
     theirs, ours, _ = predictors["dense"]
     theirs.save(tmp_path / "m.keras")
     here = load("dense", str(tmp_path / "m.keras"), safe_mode=True)
-    try:
-        expected = here.predict(x, 32)
-    except InvalidInputError as exc:
-        with pytest.raises(InvalidInputError) as caught:
-            ours.predict(x)
-        assert str(exc) == str(caught.value)
+    expected, came = (outcome(lambda p=predict: p(x)) for predict in (lambda x: here.predict(x, 32), ours.predict))
+    if isinstance(expected, str):
+        assert expected == came
     else:
-        assert_close(ours.predict(x), expected)
+        assert_close(came, expected)
+
+
+def outcome(predict: Callable[[], Any]) -> Any:
+    """What comes of it: outputs, or the words of the refusal."""
+    try:
+        return predict()
+    except InvalidInputError as exc:
+        return str(exc)
 
 
 def test_rows_that_depend_on_each_other() -> None:

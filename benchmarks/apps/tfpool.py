@@ -16,6 +16,7 @@ if os.environ.get("BENCH_CACHE") == "new":
     app.conf.tf_cache_dir = _folder.name
 else:
     app.conf.tf_cache_dir = PACKS
+app.conf.tf_predictors = int(os.environ.get("BENCH_PREDICTORS", "0"))
 if os.environ.get("BENCH_SHARE") == "no":
     app.conf.tf_preimport = app.conf.tf_share_weights = False
 
