@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 from typing import Any
 
@@ -31,6 +32,7 @@ from celery.worker import state as worker_state
 from . import fork_guard
 from .child import Plan
 from .errors import ForkGuardError
+from .lasting_thread import LastingThread
 from .pool_worker import CHILD_STATUS, AsyncWorker, BlockingWorker, Worker
 from .shared_pipe import CrashSafeQueue
 from .watching import GRACE, MAX_FAILED_STARTS, ChildState, CrashLoop
@@ -195,6 +197,23 @@ class TFBlockingPool(_Watched, billiard.pool.Pool):  # type: ignore[misc]
     """The engine for all other brokers."""
 
     child_class = BlockingWorker
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._starter = LastingThread("child-starter")
+        super().__init__(*args, **kwargs)
+
+    def _create_worker_process(self, i: int) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            return super()._create_worker_process(i)
+        return self._starter.call(super()._create_worker_process, i)
+
+    def join(self) -> None:
+        super().join()
+        self._starter.stop()
+
+    def terminate(self) -> None:
+        super().terminate()
+        self._starter.stop()
 
     def _setup_queues(self) -> None:
         super()._setup_queues()

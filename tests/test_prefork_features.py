@@ -174,3 +174,15 @@ def test_idle_children_killed(worker: Worker) -> None:
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda old=set(before): len(worker.children()) == 2 and not old & set(worker.children()), "new ones")
         assert [3] * 4 == [worker.call("add", 1, 2) for _ in range(4)]
+
+
+@pytest.mark.parametrize(("options", "naps"), [(["-c", "1", "--max-tasks-per-child=1"], 1), (["--autoscale=3,1"], 3)])
+def test_warm_shutdown_of_later_children(engine: str, start_worker: StartWorker, options: list[str], naps: int) -> None:
+    """Tasks finish in children that were started later as well, replacements and autoscaled ones."""
+    worker = start_worker(*options, broker=engine, conf={"worker_prefetch_multiplier": 1})
+    worker.call("pid")
+    results = [worker.send("nap", 10) for _ in range(naps)]
+    wait_until(lambda: len(running(worker)) == naps, "all of them run")
+    assert 0 == worker.stop()
+    assert naps == len({result.get(timeout=5) for result in results})
+    assert "signal 9" not in worker.log
