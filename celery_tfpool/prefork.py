@@ -9,6 +9,7 @@ to Celery's worker blueprint, where it does nothing for other pools.
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ from celery.platforms import EX_FAILURE
 from celery.utils.log import get_logger
 from celery.worker import WorkController
 
-from . import fork_guard, memory
+from . import control as control  # registers `celery inspect tfpool`, in workers that no command line started, too
+from . import fork_guard, memory, pack_cache
 from .child import Plan
 from .engines import TFAsynPool, TFBlockingPool
 from .errors import ForkGuardError
@@ -45,6 +47,10 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
     packings: Sequence[Packing] = ()
     forking_enable: bool
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._held: list[int] = []
+
     def on_start(self) -> None:
         try:
             self.guard_fork()
@@ -57,6 +63,27 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
         gc.collect()
         gc.freeze()
         super().on_start()
+
+    def on_stop(self) -> None:
+        super().on_stop()
+        self._let_go()
+
+    def on_terminate(self) -> None:
+        super().on_terminate()
+        self._let_go()
+
+    def hold(self, folder: str) -> bool:
+        """Keep the pack in ``folder`` from being removed until the pool stops; whether it is there."""
+        descriptor = pack_cache.hold(folder)
+        if descriptor is not None:
+            self._held.append(descriptor)
+        return descriptor is not None
+
+    def _let_go(self) -> None:
+        """Undo what was done to this process: a worker that is embedded in a program ends before it."""
+        gc.unfreeze()
+        while self._held:
+            os.close(self._held.pop())
 
     def guard_fork(self) -> None:
         """Decide between fork and spawn for the children that are to be started.
