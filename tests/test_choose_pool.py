@@ -162,6 +162,22 @@ def test_django_namespace(start_worker: StartWorker, digits: str) -> None:
     assert [[16.0]] == worker.call("namespaced.predict")
 
 
+def test_environment_before_django_namespace(start_worker: StartWorker, digits: str) -> None:
+    """CELERY_TF_MODEL_PATH of the environment goes before that of the settings module."""
+    env = {"TFPOOL_TEST_MODEL": "/conf.keras", "CELERY_TF_MODEL_PATH": digits}
+    worker = start_worker("-c", "1", app="namespaced", env=env)
+    assert [[16.0]] == worker.call("namespaced.predict")
+    assert {"default": digits} == worker.stats()["tfpool"]["models"]
+
+
+def test_unknown_setting(start_worker: StartWorker) -> None:
+    """The worker ends with exit code 1 and the nearest right name, before anything else."""
+    worker = start_worker("-c", "1", conf={"tf_model_lod": "eager"}, wait=False)
+    assert 1 == worker.wait()
+    assert "tf_model_lod: unknown (did you mean tf_model_load?)" in worker.log
+    assert "Traceback" not in worker.log
+
+
 @pytest.mark.parametrize("pool", ["threads", "solo", "gevent", "eventlet", "prefork"])
 def test_other_pools(start_worker: StartWorker, digits: str, pool: str) -> None:
     """The same app and code under the pools that people use today, with the model from any place."""

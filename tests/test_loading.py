@@ -57,6 +57,14 @@ def test_slow_load_in_first_and_replaced_children(start_worker: StartWorker, eng
     assert "Timed out waiting for UP message" not in worker.log
 
 
+def test_larger_worker_proc_alive_timeout(start_worker: StartWorker, engine: str) -> None:
+    """Whoever has raised Celery's own time-out for children gets that much, although tf_startup_timeout is less."""
+    conf = {"tf_model_path": "proj:slow_model", "tf_model_load": "eager", "tf_startup_timeout": 2}
+    worker = start_worker("-c", "1", broker=engine, conf=conf | {"worker_proc_alive_timeout": 60}, env=SLOW)
+    assert [[2.0]] == worker.call("predict")
+    assert 1 == worker.log.count("loading model")
+
+
 def test_several_threads_ask_at_once(start_worker: StartWorker) -> None:
     """The model is loaded once, and all get their answer."""
     worker = start_worker("-c", "1", conf={"tf_model_path": "proj:slow_model"}, env={"TFPOOL_TEST_LOAD_SECONDS": "1"})

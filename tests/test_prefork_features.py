@@ -177,6 +177,15 @@ def test_idle_children_killed(worker: Worker) -> None:
         assert [3] * 4 == [worker.call("add", 1, 2) for _ in range(4)]
 
 
+def test_dead_child_is_replaced_at_once(start_worker: StartWorker) -> None:
+    """On an event loop, and not when a timer of 5 s comes round."""
+    worker = start_worker("-c", "1")
+    for _ in range(5):
+        before = worker.call("pid")
+        os.kill(before, signal.SIGKILL)
+        wait_until(lambda old=before: worker.children() not in ([], [old]), "a replacement", timeout=2)
+
+
 LAST_WORDS = """
 import os, signal
 from conftest import wait_until
