@@ -120,7 +120,7 @@ def pack_models(pool: TFPrefork) -> list[Packing]:
             timeout=pool.plan.startup_timeout,
             tick=worker_state.maybe_shutdown,
         )
-        if packing.folder and pack_cache.hold(packing.folder) is None:
+        if packing.folder and not pool.hold(packing.folder):
             packing = Packing(name, reason="its pack was removed as soon as it was made", is_problem=True)
         done.append(packing)
         if packing.folder:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 from contextlib import AbstractContextManager
 from typing import Any
@@ -32,6 +33,7 @@ from celery.worker import state as worker_state
 from . import fork_guard
 from .child import Plan
 from .errors import ForkGuardError
+from .lasting_thread import LastingThread
 from .pool_worker import CHILD_STATUS, AsyncWorker, BlockingWorker, Worker
 from .shared_pipe import CrashSafeQueue
 from .watching import GRACE, MAX_FAILED_STARTS, ChildState, CrashLoop
@@ -50,6 +52,10 @@ class _Watched:
         self.children: dict[int, ChildState] = {}
         self._crash_loop = CrashLoop(MAX_FAILED_STARTS)
         self._stopping = False
+        #: Since when the pool is seen to be closing.
+        self._closing_since: float | None = None
+        #: Whether a child is being started that may speak before it is noted in `children`.
+        self._starting = False
         # Celery's own deadline for a replacement has nothing to say; ours is first.
         kwargs["proc_alive_timeout"] = plan.startup_timeout + 4 * GRACE
         super().__init__(*args, **kwargs)
@@ -80,25 +86,40 @@ class _Watched:
                 continue
             process.join(max(0.0, deadline - time.monotonic()))
             if process.exitcode is None:
-                logger.warning("child %d is not ready and the worker stops: killing it", process.pid)
-                _signal(process.pid, signal.SIGKILL)
+                self._kill_unready(process.pid, state)
                 process.join()
             self._on_child_end(state, process)
 
+    def _kill_unready(self, pid: int, state: ChildState | None) -> None:
+        if state is None or state.killed_at is None:
+            logger.warning("child %d is not ready and the worker stops: killing it", pid)
+        if state is not None:
+            state.killed_at = time.monotonic()
+        _signal(pid, signal.SIGKILL)
+
     def _on_child_status(self, pid: int, facts: dict[str, Any]) -> None:
-        # A child may speak before the thread that started it goes on to note its slot.
-        now = time.monotonic()
+        # A child may speak before the thread that started it goes on to note its slot; asked first, because that
+        # thread first notes the child and then says that it has.
+        starting, now = self._starting, time.monotonic()
+        if pid not in self.children and not starting:
+            return  # the last words of a child that is gone
         self.children.setdefault(pid, ChildState(slot=-1, started=now)).update(facts, now)
         if facts.get("ready"):
             self._crash_loop.ended(ready=True)
 
     def _create_worker_process(self, i: int) -> Any:
-        if self._may_start():
+        if not self._may_start():
+            return None
+        self._starting = True
+        try:
             with self._fork_lock:
                 process = super()._create_worker_process(i)  # type: ignore[misc]
             self.children.setdefault(process.pid, ChildState(slot=i, started=time.monotonic())).slot = i
-            return process
-        return None
+        finally:
+            self._starting = False
+        for pid in [pid for pid, state in list(self.children.items()) if state.slot < 0]:
+            self.children.pop(pid, None)  # these were last words, too
+        return process
 
     def _may_start(self) -> bool:
         """Whether a child may be started now, by the method in use or, if need be, by spawn."""
@@ -156,8 +177,13 @@ class _Watched:
 
     def _kill_overdue(self) -> None:
         now, timeout = time.monotonic(), self.plan.startup_timeout
+        if self._state != billiard.pool.RUN and self._closing_since is None:  # type: ignore[attr-defined]
+            self._closing_since = now
         for process in list(self._pool):  # type: ignore[attr-defined]
             state = self.children.get(process.pid)
+            if state and state.unwanted(now, self._closing_since):
+                self._kill_unready(process.pid, state)
+                continue
             reason = state.overdue(now, timeout) if state else None
             if not state or not reason:
                 continue
@@ -198,6 +224,28 @@ class TFBlockingPool(_Watched, billiard.pool.Pool):  # type: ignore[misc]
     """The engine for all other brokers."""
 
     child_class = BlockingWorker
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._starter = LastingThread("child-starter")
+        super().__init__(*args, **kwargs)
+
+    def _create_worker_process(self, i: int) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            return super()._create_worker_process(i)
+        return self._starter.call(super()._create_worker_process, i)
+
+    def join(self) -> None:
+        while self._task_handler.is_alive():  # perhaps it writes a task larger than the pipe
+            self._task_handler.join(1.0)
+            self._kill_overdue()
+            if not any(process._is_alive() for process in self._pool):
+                self._inqueue.discard()
+        super().join()
+        self._starter.stop()
+
+    def terminate(self) -> None:
+        super().terminate()
+        self._starter.stop()
 
     def _setup_queues(self) -> None:
         super()._setup_queues()

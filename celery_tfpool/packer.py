@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
+from celery.platforms import set_pdeathsig
 
 from . import pack, pack_cache, runtime, sources
 from .loading import load
@@ -42,12 +43,14 @@ class Packing:
     #: Something is wrong, as opposed to a kind of model that has no pack.
     is_problem: bool = False
     seconds: float = 0.0
+    #: The size of the pack, which may be removed from the cache later.
+    bytes: int = 0
 
     def facts(self) -> dict[str, Any]:
         """For ``celery inspect``; JSON-friendly."""
         if self.folder is None:
             return {"packed": False, "reason": self.reason}
-        return {"packed": True, "folder": self.folder, "bytes_shared": pack.read_manifest(self.folder).bytes}
+        return {"packed": True, "folder": self.folder, "bytes_shared": self.bytes}
 
 
 def pack_in_process(
@@ -71,7 +74,8 @@ def pack_in_process(
     started = time.monotonic()
     context: Any = multiprocessing.get_context(start_method)
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_main, args=(sender, name, path, cache, safe_mode, timeout), daemon=True)
+    arguments = sender, os.getpid(), name, path, cache, safe_mode, timeout
+    process = context.Process(target=_main, args=arguments, daemon=True)
     process.start()
     sender.close()
     try:
@@ -79,8 +83,8 @@ def pack_in_process(
             tick()
             if time.monotonic() - started > timeout:
                 return Packing(name, reason=f"packing it took longer than {timeout:g} s", is_problem=True)
-        folder, reason, is_problem = json.loads(receiver.recv_bytes())
-        return Packing(name, folder, reason, is_problem, time.monotonic() - started)
+        folder, size, reason, is_problem = json.loads(receiver.recv_bytes())
+        return Packing(name, folder, reason, is_problem, time.monotonic() - started, size)
     except EOFError:
         process.join(_TICK)
         return Packing(name, reason=f"the process that packed it ended with {process.exitcode}", is_problem=True)
@@ -90,20 +94,26 @@ def pack_in_process(
         process.join()
 
 
-def _main(sender: Connection, name: str, path: str, cache: PackCache, safe_mode: bool, timeout: float) -> None:
+def _main(
+    sender: Connection, parent: int, name: str, path: str, cache: PackCache, safe_mode: bool, timeout: float
+) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
-    signal.alarm(int(timeout) + 1)  # worker main may be gone by then
+    set_pdeathsig("SIGKILL")  # Celery handles signals later, until then SIGTERM kills worker main
+    if os.getppid() != parent:
+        os._exit(1)
+    signal.alarm(int(timeout) + 1)  # where the kernel does not tell that worker main is gone
     try:
-        answer: tuple[str | None, str, bool] = (find_or_make(name, path, cache, safe_mode=safe_mode), "", False)
+        folder = find_or_make(name, path, cache, safe_mode=safe_mode)
+        answer: tuple[str | None, int, str, bool] = folder, pack.read_manifest(folder).bytes, "", False
     except CannotPack as exc:
-        answer = None, str(exc), False
+        answer = None, 0, str(exc), False
     except CacheUnusable as exc:
-        answer = None, str(exc), True
+        answer = None, 0, str(exc), True
     except sources.BadSource as exc:
-        answer = None, str(exc), True
+        answer = None, 0, str(exc), True
     except Exception as exc:  # anything at all may come out of the user's file
-        answer = None, f"{type(exc).__name__}: {short(exc)}", True
+        answer = None, 0, f"{type(exc).__name__}: {short(exc)}", True
     sender.send_bytes(json.dumps(answer).encode())
     sender.close()
     # TensorFlow's threads, and what the user's modules registered for the end of worker main, have no say here.

@@ -24,7 +24,8 @@ from celery.utils.log import get_logger
 from celery.worker import WorkController
 from celery.worker import state as worker_state
 
-from . import fork_guard, memory
+from . import control as control  # registers `celery inspect tfpool`, in workers that no command line started, too
+from . import fork_guard, memory, pack_cache
 from .child import Plan
 from .config import ModelPath
 from .engines import TFAsynPool, TFBlockingPool
@@ -56,6 +57,10 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
     supervisor: Supervisor | None = None
     forking_enable: bool
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._held: list[int] = []
+
     def on_start(self) -> None:
         try:
             self.guard_fork()
@@ -77,12 +82,14 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
             super().on_stop()
         finally:  # children need them until their last task is done
             self._stop_predictors()
+            self._let_go()
 
     def on_terminate(self) -> None:
         try:
             super().on_terminate()
         finally:
             self._stop_predictors()
+            self._let_go()
 
     def _start_predictors(self) -> None:
         settings = self.plan.settings
@@ -119,6 +126,19 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
         if self.supervisor is not None:
             self.supervisor.stop()
             self.supervisor = None
+
+    def hold(self, folder: str) -> bool:
+        """Keep the pack in ``folder`` from being removed until the pool stops; whether it is there."""
+        descriptor = pack_cache.hold(folder)
+        if descriptor is not None:
+            self._held.append(descriptor)
+        return descriptor is not None
+
+    def _let_go(self) -> None:
+        """Undo what was done to this process: a worker that is embedded in a program ends before it."""
+        gc.unfreeze()
+        while self._held:
+            os.close(self._held.pop())
 
     def guard_fork(self) -> None:
         """Decide between fork and spawn for the children that are to be started.

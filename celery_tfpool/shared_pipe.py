@@ -45,6 +45,11 @@ class CrashSafeQueue(SimpleQueue):  # type: ignore[misc]
         with self._wlock, _held(self._writing):
             self._writer.send_bytes(value)
 
+    def discard(self) -> None:
+        """Read away what is in the pipe, or comes within 0.1 s, whole or not; for when nobody is left to read it."""
+        while self._reader.poll(0.1):
+            os.read(self._reader.fileno(), 1 << 16)
+
     def release_of(self, pid: int) -> None:
         """Release what the process ``pid``, which is dead, held."""
         for holder, lock in zip(self._holders, (self._rlock, self._wlock), strict=True):

@@ -44,6 +44,10 @@ class ChildState:
             return f"not done after {now - self.loading_since:.0f} s{doing}"
         return None
 
+    def unwanted(self, now: float, closing_since: float | None) -> bool:
+        """Whether this child, which has no task, keeps a pool that closes from its end."""
+        return not self.ready and closing_since is not None and now - closing_since > GRACE
+
 
 @dataclass
 class CrashLoop:

@@ -49,15 +49,21 @@ def test_help_lists_ours_and_a_wrong_name_is_refused() -> None:
 
 
 EMBEDDED = """
-import json, os, sys
+import gc, json, os, sys
 from celery.contrib.testing.worker import start_worker
 from proj import app, predict, pid
 import celery.contrib.testing.tasks
+
+def held():
+    return [path for path in map(os.path.realpath, os.scandir("/proc/self/fd")) if "/celery_tfpool/" in path]
 
 def main():
     with start_worker(app, pool="celery_tfpool:TFPrefork", concurrency=1, perform_ping_check=True) as worker:
         print("answer", predict.delay(1, None, 2.0).get(timeout=60), pid.delay().get(timeout=60) != os.getpid())
         print("pool", type(worker.pool).__name__, list(worker.stats()["tfpool"]["models"]))
+        (answers,) = app.control.inspect(timeout=30, limit=1)._request("tfpool").values()
+        print("inspect", list(answers["models"]), "held", len(held()), gc.get_freeze_count() > 0)
+    print("afterwards", len(held()), gc.get_freeze_count())
 
 main()
 """
@@ -72,6 +78,19 @@ def test_embedded_worker(digits: str, redis_url: str, tmp_path: Path, broker: st
     assert 0 == program.wait(), program.log
     assert "answer [[32.0]] True" in program.log
     assert "pool TFPrefork ['default']" in program.log
+    assert "inspect ['default'] held 1 True" in program.log
+    assert "afterwards 0 0" in program.log
+
+
+def test_inspect_in_a_shell(start_worker: StartWorker, digits: str) -> None:
+    """`celery inspect tfpool` knows the command, and prints what the worker answers."""
+    worker = start_worker("-c", "1", conf={"tf_model_path": digits})
+    worker.stats()
+    keys = ("broker_url", "result_backend")
+    env = {"TFPOOL_TEST_CONF": json.dumps({key: worker.client.conf[key] for key in keys})}
+    done = celery("-A", "proj", "inspect", "--json", "-d", worker.name, "-t", "30", "tfpool", env=env)
+    assert 0 == done.returncode, done.stderr
+    assert {"default": digits} == json.loads(done.stdout)[worker.name]["models"]
 
 
 def test_app_worker(digits: str, redis_url: str) -> None:
@@ -141,6 +160,22 @@ def test_django_namespace(start_worker: StartWorker, digits: str) -> None:
     """CELERY_TF_MODEL_PATH in a settings module, read with namespace="CELERY"."""
     worker = start_worker("-c", "1", app="namespaced", env={"TFPOOL_TEST_MODEL": digits})
     assert [[16.0]] == worker.call("namespaced.predict")
+
+
+def test_environment_before_django_namespace(start_worker: StartWorker, digits: str) -> None:
+    """CELERY_TF_MODEL_PATH of the environment goes before that of the settings module."""
+    env = {"TFPOOL_TEST_MODEL": "/conf.keras", "CELERY_TF_MODEL_PATH": digits}
+    worker = start_worker("-c", "1", app="namespaced", env=env)
+    assert [[16.0]] == worker.call("namespaced.predict")
+    assert {"default": digits} == worker.stats()["tfpool"]["models"]
+
+
+def test_unknown_setting(start_worker: StartWorker) -> None:
+    """The worker ends with exit code 1 and the nearest right name, before anything else."""
+    worker = start_worker("-c", "1", conf={"tf_model_lod": "eager"}, wait=False)
+    assert 1 == worker.wait()
+    assert "tf_model_lod: unknown (did you mean tf_model_load?)" in worker.log
+    assert "Traceback" not in worker.log
 
 
 @pytest.mark.parametrize("pool", ["threads", "solo", "gevent", "eventlet", "prefork"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
-from conftest import APPS, StartWorker, Worker, make_model, quiet, wait_until
+from conftest import APPS, PATIENCE, StartWorker, Worker, make_model, quiet, wait_until
 
 from celery_tfpool import ModelLoadError, UnknownModelError
 
@@ -55,6 +55,14 @@ def test_slow_load_in_first_and_replaced_children(start_worker: StartWorker, eng
     assert [[2.0]] == worker.call("predict")
     assert [after] == worker.children()
     assert "Timed out waiting for UP message" not in worker.log
+
+
+def test_larger_worker_proc_alive_timeout(start_worker: StartWorker, engine: str) -> None:
+    """Whoever has raised Celery's own time-out for children gets that much, although tf_startup_timeout is less."""
+    conf = {"tf_model_path": "proj:slow_model", "tf_model_load": "eager", "tf_startup_timeout": 2}
+    worker = start_worker("-c", "1", broker=engine, conf=conf | {"worker_proc_alive_timeout": 60}, env=SLOW)
+    assert [[2.0]] == worker.call("predict")
+    assert 1 == worker.log.count("loading model")
 
 
 def test_several_threads_ask_at_once(start_worker: StartWorker) -> None:
@@ -228,3 +236,20 @@ def test_stop_while_children_hang_in_their_start(start_worker: StartWorker, engi
     worker.wait_for("loading model", times=2)
     assert 0 == worker.stop()
     assert 2 == worker.log.count("is not ready and the worker stops: killing it")
+
+
+@pytest.mark.parametrize(("acks_late", "size"), [(True, 1), (False, 100_000)])
+def test_stop_while_a_task_waits_for_children_that_hang(
+    start_worker: StartWorker, engine: str, acks_late: bool, size: int
+) -> None:
+    """The task that no child has taken, larger than a pipe or not, goes back to the broker for the next worker."""
+    conf = {"tf_model_path": "proj:hanging_model", "tf_model_load": "eager", "tf_startup_timeout": 600}
+    worker = start_worker("-c", "2", broker=engine, conf=conf | {"task_acks_late": acks_late}, wait=False)
+    waiting = worker.send("total", [0] * size)  # while nobody listens: kombu's filesystem broker reads half a file
+    worker.wait_for("loading model", times=2)
+    worker.wait_for("Task proj.total.* received")
+    assert 0 == worker.stop(timeout=45)
+    assert 2 == worker.log.count("is not ready and the worker stops: killing it")
+    same_queue = ("broker_url", "broker_transport_options", "task_default_queue", "result_backend")
+    start_worker("-c", "1", conf={key: worker.client.conf[key] for key in same_queue})
+    assert 0 == waiting.get(timeout=PATIENCE)

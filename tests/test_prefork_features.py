@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from celery import chain, chord, group
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded, WorkerLostError
-from conftest import PATIENCE, StartWorker, Worker, marked, wait_until
+from conftest import PATIENCE, Program, StartWorker, Worker, marked, wait_until
 
 
 @pytest.fixture(scope="module", params=["redis", "filesystem", "amqp"])
@@ -174,3 +175,52 @@ def test_idle_children_killed(worker: Worker) -> None:
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda old=set(before): len(worker.children()) == 2 and not old & set(worker.children()), "new ones")
         assert [3] * 4 == [worker.call("add", 1, 2) for _ in range(4)]
+
+
+def test_dead_child_is_replaced_at_once(start_worker: StartWorker) -> None:
+    """On an event loop, and not when a timer of 5 s comes round."""
+    worker = start_worker("-c", "1")
+    for _ in range(5):
+        before = worker.call("pid")
+        os.kill(before, signal.SIGKILL)
+        wait_until(lambda old=before: worker.children() not in ([], [old]), "a replacement", timeout=2)
+
+
+LAST_WORDS = """
+import os, signal
+from conftest import wait_until
+from celery_tfpool.child import Plan
+from celery_tfpool.engines import TFBlockingPool
+from celery_tfpool.pool_worker import CHILD_STATUS
+
+pool = TFBlockingPool(processes=1, plan=Plan())
+known = lambda: [(state.slot, state.ready) for state in pool.children.values()]
+wait_until(lambda: known() == [(0, True)], "the child is ready")
+(process,) = pool._pool
+os.kill(process.pid, signal.SIGKILL)
+wait_until(lambda: process.pid not in pool.children, "its end is noted")
+pool._outqueue.put((CHILD_STATUS, (process.pid, {"ready": True, "loading": None, "models": {}})))
+wait_until(lambda: known() and known()[0] == (0, True), "the next one is ready")
+print(known(), process.pid in pool.children)
+pool.close()
+pool.join()
+"""
+
+
+def test_last_words_of_a_child_that_is_gone() -> None:
+    """They are no child, and not the beginning of one that gets the same pid later."""
+    program = Program([sys.executable, "-c", LAST_WORDS], env={**os.environ}, cwd=Path(__file__).parent)
+    assert 0 == program.wait(), program.log
+    assert "[(0, True)] False" in program.log
+
+
+@pytest.mark.parametrize(("options", "naps"), [(["-c", "1", "--max-tasks-per-child=1"], 1), (["--autoscale=3,1"], 3)])
+def test_warm_shutdown_of_later_children(engine: str, start_worker: StartWorker, options: list[str], naps: int) -> None:
+    """Tasks finish in children that were started later as well, replacements and autoscaled ones."""
+    worker = start_worker(*options, broker=engine, conf={"worker_prefetch_multiplier": 1})
+    worker.call("pid")
+    results = [worker.send("nap", 10) for _ in range(naps)]
+    wait_until(lambda: len(running(worker)) == naps, "all of them run")
+    assert 0 == worker.stop()
+    assert naps == len({result.get(timeout=5) for result in results})
+    assert "signal 9" not in worker.log

@@ -72,6 +72,16 @@ def test_child_that_never_becomes_ready() -> None:
     assert state.overdue(now=1000.0, timeout=10.0) is None
 
 
+def test_child_that_is_not_ready_when_the_pool_closes() -> None:
+    """It gets a grace period of its own, however long it may take to start otherwise."""
+    state = ChildState(slot=0, started=100.0)
+    assert not state.unwanted(now=500.0, closing_since=None)
+    assert not state.unwanted(now=500.0 + GRACE, closing_since=500.0)
+    assert state.unwanted(now=501.0 + GRACE, closing_since=500.0)
+    state.update({"models": {}, "loading": None, "ready": True}, now=502.0)
+    assert not state.unwanted(now=501.0 + GRACE, closing_since=500.0)
+
+
 def test_child_that_loads_for_ever() -> None:
     """The child itself gives up at the time-out; worker main waits a little longer for it."""
     state = ChildState(slot=0, started=100.0, ready=True)

@@ -48,8 +48,8 @@ def test_banner_and_stats(start_worker: StartWorker, digits: str, engine: str) -
     ("options", "conf", "expected"),
     [
         (["-c", "1"], {}, [usable_cores(), usable_cores()]),
-        (["-c", "4"], {}, [1, 1]),
-        (["--autoscale=4,1"], {}, [1, 1]),
+        (["-c", "4"], {}, [max(1, usable_cores() // 4)] * 2),
+        (["--autoscale=4,1"], {}, [max(1, usable_cores() // 4)] * 2),
         (["-c", "1"], {"tf_intra_op_parallelism": 3, "tf_inter_op_parallelism": 5}, [3, 5]),
     ],
 )

@@ -186,6 +186,28 @@ def test_packing_that_fails(start_worker: StartWorker, tmp_path: Path) -> None:
         worker.call("predict_row", ONES)
 
 
+def test_stop_while_packing(start_worker: StartWorker, tmp_path: Path) -> None:
+    """Celery handles no signal yet: SIGTERM kills worker main, and the kernel the process that packs."""
+    path = make_model(str(tmp_path / "sum.keras"))
+    cache = tmp_path / "cache"
+    worker = start_worker("-c", "1", conf={"tf_model_path": path, "tf_cache_dir": str(cache)}, wait=False)
+    wait_until(lambda: list(cache.glob("*.making")), "it packs")
+    (packer,) = worker.children()
+    os.kill(packer, signal.SIGSTOP)
+    assert -signal.SIGTERM == worker.stop()
+
+
+def test_cache_removed_under_a_worker(start_worker: StartWorker, digits: str, tmp_path: Path) -> None:
+    """Statistics still say what was packed, and who loads then loads the model itself."""
+    cache = tmp_path / "cache"
+    worker = start_worker("-c", "1", conf={"tf_model_path": digits, "tf_cache_dir": str(cache)})
+    before = tfpool(worker)["packs"]["default"]
+    assert before["bytes_shared"] > 0
+    shutil.rmtree(cache)
+    assert before == tfpool(worker)["packs"]["default"]
+    assert [[16.0]] == worker.call("predict_row", ONES)[1]
+
+
 @pytest.mark.skipif(VERSION < (5, 7), reason="spawn needs Celery 5.7")
 def test_shared_by_spawned_children(start_worker: StartWorker, digits: str, tmp_path: Path) -> None:
     """Under the fork guard's fallback, too."""
