@@ -76,6 +76,12 @@ def quiet(environ: Any) -> dict[str, str]:
     return {**environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
 
 
+def python_path(folder: Path) -> dict[str, str]:
+    """``folder`` and the apps before whatever is on the Python path of the tests."""
+    folders = [str(folder), str(APPS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(folders)}
+
+
 def wait_until(condition: Any, what: str, timeout: float = PATIENCE) -> Any:
     """For what no pipe tells: what a process list or a worker's statistics show."""
     deadline = time.monotonic() + timeout

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from celery import VERSION
-from conftest import APPS, StartWorker, Worker, make_model, marked, quiet, wait_until
+from conftest import APPS, StartWorker, Worker, make_model, marked, python_path, quiet, wait_until
 
 ONES = [1.0] * 16
 
@@ -108,6 +108,20 @@ def test_mapped_weights_recycle_no_child(start_worker: StartWorker, large: str, 
     assert 1 == len(pids)
 
 
+@pytest.mark.parametrize("configured", ["above", "below"])
+def test_handle_at_module_level(start_worker: StartWorker, digits: str, tmp_path: Path, configured: str) -> None:
+    """`get_model()` that worker main ran, before or after the app was configured, is the children's pack."""
+    lines = [f"app.conf.tf_model_path = {digits!r}", "MODEL = get_model()"]
+    if configured == "below":
+        lines.reverse()
+    task = "@app.task\ndef predict_at_last(row):\n    return MODEL.predict([row]).tolist()\n"
+    (tmp_path / "top.py").write_text("\n".join(["from proj import app, get_model", *lines, task]))
+    worker = start_worker("-c", "1", app="top", env=python_path(tmp_path))
+    assert [[16.0]] == worker.call("top.predict_at_last", ONES)
+    (child,) = tfpool(worker)["children"]
+    assert child["models"]["default"]["packed"] is True
+
+
 def test_own_weights(start_worker: StartWorker, digits: str) -> None:
     """A task that changes the weights changes those of its own child only."""
     worker = start_worker("-c", "2", conf={"tf_model_path": digits})
@@ -191,7 +205,7 @@ def test_shared_by_spawned_children(start_worker: StartWorker, digits: str, tmp_
     """Under the fork guard's fallback, too."""
     (tmp_path / "early.py").write_text("from proj import *\nimport tensorflow as tf\n\ntf.constant(1)\n")
     conf = {"tf_model_path": digits, "imports": ["proj"]}
-    worker = start_worker("-c", "1", app="early", conf=conf, env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{APPS}"})
+    worker = start_worker("-c", "1", app="early", conf=conf, env=python_path(tmp_path))
     facts = tfpool(worker)
     assert "spawn" == facts["start_method"]
     assert [[16.0]] == worker.call("predict_row", ONES)[1]
