@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -54,7 +55,7 @@ class Models(bootsteps.StartStopStep):  # type: ignore[misc]
         )
         w.pool.guard_fork()
         if settings.share_weights:
-            w.pool.packings = pack_models(w.pool)
+            w.pool.packings = pack_models(w.pool, w.app)
             packs = tuple((done.name, done.folder) for done in w.pool.packings if done.folder)
             w.pool.plan = replace(w.pool.plan, packs=packs)
         if hasattr(w, "extra_info"):  # the banner of `celery worker`, which has no public way to add to
@@ -103,7 +104,7 @@ def preimport() -> None:
         )
 
 
-def pack_models(pool: TFPrefork) -> list[Packing]:
+def pack_models(pool: TFPrefork, app: Any) -> list[Packing]:
     """Find or make the packs of all models, and keep them from being removed while this worker lives."""
     settings = pool.plan.settings
     folder = Path(settings.cache_dir) if settings.cache_dir else pack_cache.default_folder(os.environ)
@@ -118,6 +119,7 @@ def pack_models(pool: TFPrefork) -> list[Packing]:
             start_method=pool.start_method,
             timeout=pool.plan.startup_timeout,
             tick=worker_state.maybe_shutdown,
+            import_app=functools.partial(import_app, app),
         )
         if packing.folder and pack_cache.hold(packing.folder) is None:
             packing = Packing(name, reason="its pack was removed as soon as it was made", is_problem=True)
@@ -129,6 +131,11 @@ def pack_models(pool: TFPrefork) -> list[Packing]:
             consequence = "so each child loads a copy of its own"
             logger.log(level, "model %r from %r is not shared: %s; %s", name, path, packing.reason, consequence)
     return done
+
+
+def import_app(app: Any) -> None:
+    """Import what Celery's own spawned children do: the modules of all tasks, ``imports``, ``include``."""
+    app.loader.import_default_modules()
 
 
 def usable_cores() -> int:

@@ -213,6 +213,68 @@ def test_shared_by_spawned_children(start_worker: StartWorker, digits: str, tmp_
     assert child["models"]["default"]["packed"] is True
 
 
+CUSTOM = """
+import keras
+from proj import app, predict_row
+
+@keras.saving.register_keras_serializable("custom")
+class Times(keras.layers.Layer):
+    def call(self, x):
+        return x * 2.0
+"""
+
+
+@pytest.fixture
+def custom(tmp_path: Path) -> Path:
+    """The folder of an app with a layer of its own, and of a model with that layer: 16 numbers in, twice them out."""
+    (tmp_path / "custom.py").write_text(CUSTOM)
+    program = "import sys, keras, custom\nkeras.Sequential([keras.Input((16,)), custom.Times()]).save(sys.argv[1])\n"
+    command = [sys.executable, "-c", program, str(tmp_path / "custom.keras")]
+    environ = quiet(os.environ) | python_path(tmp_path) | {"TFPOOL_TEST_CONF": "{}"}
+    subprocess.run(command, env=environ, check=True, capture_output=True)
+    return tmp_path
+
+
+def start_custom(start_worker: StartWorker, folder: Path, app: str) -> Worker:
+    conf = {"tf_model_path": str(folder / "custom.keras"), "tf_cache_dir": str(folder / "cache"), "imports": ["custom"]}
+    return start_worker("-c", "1", app=app, conf=conf, env=python_path(folder))
+
+
+def folder_of_pack(worker: Worker, factor: float) -> str:
+    """The folder of the worker's pack, which its child has mapped and which multiplies by ``factor``."""
+    assert [[factor] * 16] == worker.call("predict_row", ONES)[1]
+    facts = tfpool(worker)
+    assert [True] == [child["models"]["default"]["packed"] for child in facts["children"]]
+    worker.stop()
+    return str(facts["packs"]["default"]["folder"])
+
+
+def test_own_layer_is_shared(start_worker: StartWorker, custom: Path) -> None:
+    """A layer of the app's: packed, and packed anew when its code has changed."""
+    first = folder_of_pack(start_custom(start_worker, custom, "custom"), 2.0)
+    assert first == folder_of_pack(start_custom(start_worker, custom, "custom"), 2.0)
+    (custom / "custom.py").write_text(CUSTOM.replace("2.0", "3.0"))
+    assert first != folder_of_pack(start_custom(start_worker, custom, "custom"), 3.0)
+
+
+@pytest.mark.skipif(VERSION < (5, 7), reason="spawn needs Celery 5.7")
+def test_own_layer_is_shared_by_spawned_children(start_worker: StartWorker, custom: Path) -> None:
+    """Under the fork guard's fallback, too; forked and spawned children share one pack."""
+    # One set of modules, which initialises TensorFlow or not.
+    (custom / "early.py").write_text(
+        "import os\nfrom custom import *\nif os.path.exists(__file__ + '.now'): keras.ops.ones(1)\n"
+    )
+    forked = start_custom(start_worker, custom, "early")
+    assert "fork" == tfpool(forked)["start_method"]
+    folder = folder_of_pack(forked, 2.0)
+    (custom / "early.py.now").touch()
+    spawned = start_custom(start_worker, custom, "early")
+    assert "spawn" == tfpool(spawned)["start_method"]
+    assert folder == folder_of_pack(spawned, 2.0)
+    shutil.rmtree(custom / "cache")
+    assert folder == folder_of_pack(start_custom(start_worker, custom, "early"), 2.0)
+
+
 # -- made ahead of time --------------------------------------------------------------
 
 
