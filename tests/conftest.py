@@ -38,6 +38,14 @@ rabbitmq_server = pytest_rabbitmq.factories.rabbitmq_proc(
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test writes to the user's own cache, in this process or in one that it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def rabbitmq_url(rabbitmq_server: Any) -> str:
     return f"amqp://guest:guest@{rabbitmq_server.host}:{rabbitmq_server.port}//"
@@ -268,7 +276,6 @@ def starting_workers(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -
         settings = broker_settings(broker, redis_url, tmp_path_factory, mark) | (conf or {})
         name = f"{mark}@test"
         environ = quiet(os.environ) | {"TFPOOL_TEST_MARK": mark, "TFPOOL_TEST_CONF": json.dumps(settings)}
-        environ["XDG_CACHE_HOME"] = str(tmp_path_factory.getbasetemp() / "cache")
         command = [sys.executable, "-m", "celery", "-A", app, "worker", "-n", name, "-l", "INFO"]
         command += ["--without-gossip", "--without-mingle", *([pool] if pool else []), *arguments]
         client = Celery("client", set_as_current=False)
