@@ -18,7 +18,7 @@ from . import config, pack_cache, packer, runtime, sources
 from .child import Plan
 from .config import Settings
 from .errors import SettingsError
-from .pack_cache import PackCache
+from .pack_cache import CacheUnusable, PackCache
 from .packer import Packing
 from .prefork import TFPrefork
 from .values import short
@@ -121,8 +121,8 @@ def pack_models(pool: TFPrefork, app: Any) -> list[Packing]:
             tick=worker_state.maybe_shutdown,
             import_app=functools.partial(import_app, app),
         )
-        if packing.folder and pack_cache.hold(packing.folder) is None:
-            packing = Packing(name, reason="its pack was removed as soon as it was made", is_problem=True)
+        if packing.folder and packing.folder != os.path.expanduser(path):  # the user's own pack is not ours to remove
+            packing = held(packing)
         done.append(packing)
         if packing.folder:
             logger.info("model %r: packed in %s (%.1f s)", name, packing.folder, packing.seconds)
@@ -131,6 +131,17 @@ def pack_models(pool: TFPrefork, app: Any) -> list[Packing]:
             consequence = "so each child loads a copy of its own"
             logger.log(level, "model %r from %r is not shared: %s; %s", name, path, packing.reason, consequence)
     return done
+
+
+def held(packing: Packing) -> Packing:
+    """``packing``, whose pack cannot be removed any more; without one if that is impossible."""
+    try:
+        if pack_cache.hold(packing.folder or "") is not None:
+            return packing
+        reason = "its pack was removed as soon as it was made"
+    except CacheUnusable as exc:
+        reason = str(exc)
+    return Packing(packing.name, reason=reason, is_problem=True)
 
 
 def import_app(app: Any) -> None:
