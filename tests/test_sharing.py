@@ -299,7 +299,11 @@ def test_pack_command(start_worker: StartWorker, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "reason"),
-    [("nowhere.keras", "no such file or folder"), ("proj:broken_model", "the weights are on the moon")],
+    [
+        ("nowhere.keras", "no such file or folder"),
+        ("proj:broken_model", "the weights are on the moon"),
+        ("proj:model_of_no_graph", "cannot be packed: "),
+    ],
 )
 def test_pack_command_that_fails(tmp_path: Path, path: str, reason: str) -> None:
     done = run("tfpool", "pack", path, "-o", str(tmp_path / "pack"), cache=tmp_path)
@@ -308,6 +312,43 @@ def test_pack_command_that_fails(tmp_path: Path, path: str, reason: str) -> None
     assert reason in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "pack").exists()
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_pack_command_interrupted(tmp_path: Path, existed: bool) -> None:
+    """Ctrl+C at the last moment, when all is written and the comparison runs: no pack, no folder, no traceback."""
+    path = make_model(str(tmp_path / "sum.keras"))
+    code, folder = tmp_path / "code", tmp_path / "image" / "pack"
+    code.mkdir()
+    # Interrupts itself once the manifest is there.
+    (code / "sitecustomize.py").write_text(
+        "import json, os, signal\n"
+        "dump = json.dump\n"
+        "def interrupt(facts, file, **options):\n"
+        "    dump(facts, file, **options)\n"
+        "    if file.name.endswith('pack.json'): file.flush(); print(os.listdir(os.path.dirname(file.name)))\n"
+        "    if file.name.endswith('pack.json'): os.kill(os.getpid(), signal.SIGINT)\n"
+        "json.dump = interrupt\n"
+    )
+    if existed:
+        folder.mkdir(parents=True)
+    done = run("tfpool", "pack", path, "-o", str(folder), cache=tmp_path, **python_path(code))
+    assert "pack.json" in done.stdout
+    assert 1 == done.returncode
+    assert "Traceback" not in done.stderr
+    assert ([folder] if existed else []) == list((tmp_path / "image").iterdir())
+    assert not existed or [] == list(folder.iterdir())
+
+
+def test_pack_command_fills_a_folder(tmp_path: Path) -> None:
+    """An empty folder that is there, a volume say, is filled; it is not replaced."""
+    path, folder = make_model(str(tmp_path / "sum.keras")), tmp_path / "volume"
+    folder.mkdir()
+    inode = folder.stat().st_ino
+    done = run("tfpool", "pack", path, "-o", str(folder), cache=tmp_path)
+    assert 0 == done.returncode, done.stderr
+    assert inode == folder.stat().st_ino
+    assert ["graph.pb", "pack.json", "weights"] == sorted(part.name for part in folder.iterdir())
 
 
 def test_pack_command_overwrites_nothing(tmp_path: Path) -> None:
