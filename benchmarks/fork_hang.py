@@ -75,7 +75,7 @@ def worker(folder: Path, model: str, pool: str) -> Iterator[tuple[subprocess.Pop
     results.mkdir()
     (folder / "app.py").write_text(APP.format(model=model))
     (folder / "conf.py").write_text(CONF.format(options=dict.fromkeys(FOLDERS, str(queue)), results=str(results)))
-    environ = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(folder)}
+    environ = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(folder), "XDG_CACHE_HOME": str(folder)}
     subprocess.run([sys.executable, "-c", MAKE_MODEL], cwd=folder, env=environ, check=True, stderr=subprocess.DEVNULL)
     client = Celery("client", broker="filesystem://", backend=f"file://{results}", set_as_current=False)
     client.conf.broker_transport_options = dict.fromkeys(FOLDERS, str(queue))

@@ -29,7 +29,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from zoo import ZOO, Specimen
 
+from celery_tfpool import loading, pack
 from celery_tfpool.models import Handle, Models
+from celery_tfpool.pack_runner import PackRunner
+from celery_tfpool.runner import CannotPack
 
 ROUNDS, OURS_PER_ROUND = 60, 20
 LEAK_CALLS = 5_000
@@ -39,16 +42,17 @@ def main() -> None:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, {os.cpu_count()} cores\n")
-        print("| model | outputs | largest difference, 1 row | 33 rows |")
-        print("|---|---|---|---|")
+        print("| model | outputs | largest difference, 1 row | 33 rows | through a pack, 1 row | 33 rows |")
+        print("|---|---|---|---|---|---|")
         for number, (name, specimen) in enumerate(ZOO.items()):
             try:
                 theirs, ours = load(specimen, f"{folder}/{number}.keras")
             except (TypeError, ValueError) as exc:
-                print(f"| {name} | this Keras cannot: {' '.join(str(exc).split())[:80]} | | |")
+                print(f"| {name} | this Keras cannot: {' '.join(str(exc).split())[:80]} | | | | |")
                 continue
             one, many = (differences(specimen.rows(rows), theirs, ours) for rows in (1, 33))
-            print(f"| {name} | {one[1]} | {one[0]:g} | {many[0]:g} |", flush=True)
+            through_pack = packed(specimen, theirs, f"{folder}/{number}.keras")
+            print(f"| {name} | {one[1]} | {one[0]:g} | {many[0]:g} | {through_pack} |", flush=True)
         theirs, ours = load(ZOO["dense"], f"{folder}/dense.keras")
         print()
         for line in (*speed(theirs, ours), leak(ours)):
@@ -65,14 +69,27 @@ def load(specimen: Specimen, path: str) -> tuple[Any, Handle]:
     return theirs, Models((("model", path),), safe_mode=True).get()
 
 
+def packed(specimen: Specimen, theirs: Any, path: str) -> str:
+    """The largest differences for 1 and for 33 rows when the model is called from a pack, or why it has none."""
+    folder = f"{path}.pack"
+    os.mkdir(folder)
+    try:
+        pack.write(loading.load("model", path, safe_mode=True), folder)
+    except CannotPack as exc:
+        return f"not packed: {exc} | "
+    # Models would load the model itself where a pack cannot be used.
+    runner = PackRunner("model", folder)
+    return " | ".join(f"{differences(specimen.rows(rows), theirs, runner)[0]:g}" for rows in (1, 33))
+
+
 def tensors(x: Any) -> Any:
     """Keras itself takes strings as tensors only."""
     return keras.tree.map_structure(tf.convert_to_tensor, x)
 
 
-def differences(x: Any, theirs: Any, ours: Handle) -> tuple[float, str]:
+def differences(x: Any, theirs: Any, ours: Handle | PackRunner) -> tuple[float, str]:
     """The largest absolute difference over all outputs, and the outputs' dtypes."""
-    expected, got = flat(theirs.predict(tensors(x), verbose=0)), flat(ours.predict(x))
+    expected, got = flat(theirs.predict(tensors(x), verbose=0)), flat(ours.predict(x, 32))
     if [(part.dtype, part.shape) for part in expected] != [(part.dtype, part.shape) for part in got]:
         return float("inf"), "other dtypes or shapes"
     worst = max(

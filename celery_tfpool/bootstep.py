@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -17,7 +18,7 @@ from . import config, pack_cache, packer, runtime, sources
 from .child import Plan
 from .config import Settings
 from .errors import SettingsError
-from .pack_cache import PackCache
+from .pack_cache import CacheUnusable, PackCache
 from .packer import Packing
 from .prefork import TFPrefork
 from .values import short
@@ -55,7 +56,7 @@ class Models(bootsteps.StartStopStep):  # type: ignore[misc]
         w.pool.predictor_threads = predictor_threads(settings, cores=usable_cores())
         w.pool.guard_fork()
         if settings.share_weights:
-            w.pool.packings = pack_models(w.pool)
+            w.pool.packings = pack_models(w.pool, w.app)
             packs = tuple((done.name, done.folder) for done in w.pool.packings if done.folder)
             w.pool.plan = replace(w.pool.plan, packs=packs)
         if hasattr(w, "extra_info"):  # the banner of `celery worker`, which has no public way to add to
@@ -104,7 +105,7 @@ def preimport() -> None:
         )
 
 
-def pack_models(pool: TFPrefork) -> list[Packing]:
+def pack_models(pool: TFPrefork, app: Any) -> list[Packing]:
     """Find or make the packs of all models, and keep them from being removed while this worker lives."""
     settings = pool.plan.settings
     folder = Path(settings.cache_dir) if settings.cache_dir else pack_cache.default_folder(os.environ)
@@ -119,9 +120,10 @@ def pack_models(pool: TFPrefork) -> list[Packing]:
             start_method=pool.start_method,
             timeout=pool.plan.startup_timeout,
             tick=worker_state.maybe_shutdown,
+            import_app=functools.partial(import_app, app),
         )
-        if packing.folder and not pool.hold(packing.folder):
-            packing = Packing(name, reason="its pack was removed as soon as it was made", is_problem=True)
+        if packing.folder and packing.folder != os.path.expanduser(path):  # the user's own pack is not ours to remove
+            packing = held(packing, pool)
         done.append(packing)
         if packing.folder:
             logger.info("model %r: packed in %s (%.1f s)", name, packing.folder, packing.seconds)
@@ -130,6 +132,22 @@ def pack_models(pool: TFPrefork) -> list[Packing]:
             consequence = "so each child loads a copy of its own"
             logger.log(level, "model %r from %r is not shared: %s; %s", name, path, packing.reason, consequence)
     return done
+
+
+def held(packing: Packing, pool: TFPrefork) -> Packing:
+    """``packing``, whose pack cannot be removed any more; without one if that is impossible."""
+    try:
+        if pool.hold(packing.folder or ""):
+            return packing
+        reason = "its pack was removed as soon as it was made"
+    except CacheUnusable as exc:
+        reason = str(exc)
+    return Packing(packing.name, reason=reason, is_problem=True)
+
+
+def import_app(app: Any) -> None:
+    """Import what Celery's own spawned children do: the modules of all tasks, ``imports``, ``include``."""
+    app.loader.import_default_modules()
 
 
 def usable_cores() -> int:

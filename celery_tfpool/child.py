@@ -24,7 +24,7 @@ from celery import current_app
 from . import config, runtime
 from .config import Settings
 from .errors import ModelLoadError
-from .models import Handle, Models
+from .models import Handle, LazyModel, Models
 from .predictor_client import Client, Predictors, RemoteRunner
 
 logger = logging.getLogger(__name__)
@@ -73,10 +73,16 @@ def get_model(name: str | None = None) -> Handle:
         SettingsError: outside a worker of this pool, a ``tf_*`` setting is wrong.
     """
     models = _models_of_this_process()
-    if _plan is None and not models:
-        # At the top of a module, before the app is configured: the first use will know.
-        return Handle(lambda: _models_of_this_process().find(name))
-    return models.get(name)
+    if _plan is not None:
+        return models.get(name)
+    here = models.find(name) if models else None
+
+    def find() -> LazyModel:
+        # At the top of a module that worker main imports, perhaps before the app is configured: at the first use
+        # this may be a child, whose plan knows of packs.
+        return here if here is not None and _plan is None else _models_of_this_process().find(name)
+
+    return Handle(find)
 
 
 def _models_of_this_process() -> Models:
@@ -109,8 +115,9 @@ def _remote_models(predictors: Predictors) -> dict[str, RemoteRunner]:
 
 def prepare(plan: Plan) -> None:
     """Make this process a child of ``plan``.  Starts nothing and loads nothing."""
-    global _plan, _lock, _report, _retired
+    global _plan, _models, _models_settings, _lock, _report, _retired
     _plan = plan
+    _models = _models_settings = None  # those of worker main know of no pack
     _lock = threading.Lock()  # a thread of the parent may have held it at the fork
     _report, _retired = None, False
     runtime.limit_threads(intra_op=plan.intra_op, inter_op=plan.inter_op, explicit=plan.explicit_threads)

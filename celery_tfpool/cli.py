@@ -8,11 +8,13 @@ worker's option, and to start watching who initialises TensorFlow.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from .config import ENVIRONMENT_VARIABLE
 from .errors import ModelLoadError, TFPoolError
 from .pack_cache import PackCache
 from .runner import CannotPack
+from .values import short
 
 logger = get_logger(__name__)
 
@@ -135,24 +138,44 @@ def pack(path: str, output: str, unsafe: bool) -> None:
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise click.ClickException(f"{output} is there already; give a folder that is empty or does not exist")
-    existed = target.exists()
-    target.mkdir(parents=True, exist_ok=True)
     try:
-        with cwd_in_path():
-            packer.write_checked(models.LazyModel("model", path, safe_mode=not unsafe).load(), output)
+        with cwd_in_path(), made_aside(target) as folder:
+            packer.write_checked(models.LazyModel("model", path, safe_mode=not unsafe).load(), str(folder))
     except CannotPack as exc:
         reason = f"cannot be packed: {exc}"
     except OSError as exc:
         reason = f"cannot be written to {output}: {exc.strerror or exc}"
     except ModelLoadError as exc:
         reason = exc.args[2]
+    except Exception as exc:  # whatever TensorFlow says of the user's model
+        reason = f"cannot be packed: {type(exc).__name__}: {short(exc)}"
     else:
         click.echo(f"{output}: {pack_files.read_manifest(output).bytes / 1e6:.1f} MB, made of {path}")
         return
-    shutil.rmtree(target)
-    if existed:
-        target.mkdir()
     raise click.ClickException(f"{path}: {reason}")
+
+
+@contextlib.contextmanager
+def made_aside(target: Path) -> Iterator[Path]:
+    """A folder whose content is in ``target`` at the end of the block, or nowhere if the block was left otherwise.
+
+    ``target`` is an empty folder, perhaps one that cannot be replaced (a
+    volume), or does not exist.
+    """
+    existed = target.exists()
+    aside = (target if existed else target.parent) / f".{target.name}-{uuid.uuid4().hex}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        aside.mkdir()
+        yield aside
+        if existed:
+            # The manifest comes last: a folder without one is no pack.
+            for part in sorted(aside.iterdir(), key=lambda part: part.name == pack_files.MANIFEST):
+                part.rename(target / part.name)
+        else:
+            aside.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 @tfpool.command(cls=CeleryCommand)

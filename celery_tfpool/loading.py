@@ -19,8 +19,11 @@ from .signature_runner import SignatureRunner
 from .sources import Kind
 
 
-def load(name: str, path: str, *, safe_mode: bool) -> Runner:
+def load(name: str, path: str, *, safe_mode: bool, compiled: bool = False) -> Runner:
     """The model at ``path``, ready to predict.
+
+    Args:
+        compiled: load a stored model's loss, metrics and optimizer, too.
 
     Raises:
         BadSource: there is no such model, or none that can be used here.
@@ -34,7 +37,7 @@ def load(name: str, path: str, *, safe_mode: bool) -> Runner:
     if kind is Kind.SAVED_MODEL:
         return SignatureRunner(name, os.path.expanduser(path))
     _check_backend()
-    model = _made_by(path) if kind is Kind.FUNCTION else _stored_at(path, kind, safe_mode)
+    model = _made_by(path) if kind is Kind.FUNCTION else _stored_at(path, kind, safe_mode, compiled)
     runner = FreeRunner if free_runner.needed_by(model) else KerasRunner
     return runner(name, model)
 
@@ -49,13 +52,13 @@ def _check_backend() -> None:
         )
 
 
-def _stored_at(path: str, kind: Kind, safe_mode: bool) -> Any:
+def _stored_at(path: str, kind: Kind, safe_mode: bool, compiled: bool) -> Any:
     import keras
 
     local = path if kind is Kind.REMOTE else os.path.expanduser(path)
     # Training configuration is not needed to predict, and its custom
     # losses and metrics would have to be importable.
-    return keras.models.load_model(local, compile=False, safe_mode=safe_mode)
+    return keras.models.load_model(local, compile=compiled, safe_mode=safe_mode)
 
 
 def _made_by(function: str) -> Any:

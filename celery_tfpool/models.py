@@ -25,6 +25,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+from . import sources
 from .errors import ModelLoadError, TFPoolError, UnknownModelError
 from .loading import load
 from .pack_runner import PackRunner
@@ -217,6 +218,8 @@ class LazyModel:
     #: Seconds; None until it is loaded.
     load_time: float | None = field(default=None, init=False)
     _runner: Runner | None = field(default=None, init=False)
+    #: Whether somebody has asked for the Keras model itself, which stays the same one from then on.
+    _is_whole: bool = field(default=False, init=False)
     # Re-entrant, so that a "module:function" that uses its own handle
     # ends in RecursionError and not in a deadlock.
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
@@ -293,9 +296,39 @@ class LazyModel:
             reason = str(exc) if isinstance(exc, BadSource) else f"{type(exc).__name__}: {short(exc)}"
             raise ModelLoadError(self.name, self.path, reason) from exc
 
+    def _whole(self) -> Runner:
+        """`original`, with the loss, metrics and optimizer that it was saved with: what Keras itself loads.
+
+        Raises:
+            ModelLoadError: as `load`.
+        """
+        with self._lock:
+            if not self._is_whole:
+                self._load_whole()
+                self._is_whole = True
+            return self.original()
+
+    def _load_whole(self) -> None:
+        """Load what predicting does not need, if the file has it and if it can be loaded."""
+        passed_on: tuple[type[BaseException], ...] = (TFPoolError, *self.interrupts)
+        try:
+            if sources.is_compiled(self.path):
+                self._take(lambda: load(self.name, self.path, safe_mode=self.safe_mode, compiled=True))
+        except passed_on:
+            raise
+        except Exception as exc:  # custom losses and metrics, say, that are not imported here
+            logger.warning(
+                "model %r from %r cannot be loaded with its loss, metrics and optimizer (%s: %s): to train or evaluate "
+                "it, call compile() first",
+                self.name,
+                self.path,
+                type(exc).__name__,
+                short(exc),
+            )
+
     def keras_model(self, attribute: str) -> Any:
         """The real Keras model, for what only it has."""
-        model = self.original().keras_model
+        model = self._whole().keras_model
         if model is None:
             form = "pack" if self.packed else "SavedModel"
             raise AttributeError(

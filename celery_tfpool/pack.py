@@ -288,7 +288,7 @@ def _outputs(concrete: Any, runner: Runner) -> Any:
     import tensorflow as tf
 
     symbols = tf.nest.flatten(concrete.structured_outputs)
-    if odd := next((symbol for symbol in symbols if not isinstance(symbol, tf.Tensor)), None):
+    for odd in (symbol for symbol in symbols if not isinstance(symbol, tf.Tensor)):  # a ragged one is no boolean
         raise CannotPack(f"one of its outputs is a {type(odd).__name__}, not a dense tensor")
     known = [port.name for port in runner.outputs]
     names = known if len(known) == len(symbols) else [symbol.name for symbol in symbols]

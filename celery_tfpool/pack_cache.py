@@ -1,7 +1,8 @@
 """Where packs are kept: one folder for each fingerprint of a model, shared by all workers of a user.
 
     KEY/              a pack, or only a note that there can be none
-    KEY.making        locked by whoever makes KEY
+    KEY.making        locked by whoever makes KEY, who removes it
+    temporary.making  locked while a folder is made and locked, and while such folders are looked through
     temporary-…/      half written; locked by its writer, removed by anybody once the writer is gone
 
 A pack is written aside and renamed, so that a folder under its own name is
@@ -40,8 +41,11 @@ class CacheUnusable(Exception):
 
 
 def default_folder(environ: Mapping[str, str]) -> Path:
-    """``celery_tfpool`` in the user's cache directory, as XDG has it."""
-    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "celery_tfpool"
+    """``celery_tfpool`` in the user's cache directory, as XDG has it; begins with ``~`` if nobody knows where that is.
+
+    `PackCache` refuses such a folder.
+    """
+    return Path(environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "celery_tfpool"
 
 
 # -- fingerprints ----------------------------------------------------------------
@@ -65,21 +69,28 @@ def fingerprint(path: str, facts: Iterable[str], *, code: Iterable[str] = ()) ->
 
 def environment_facts(versions: Mapping[str, str], environ: Mapping[str, str]) -> list[str]:
     """What a graph depends on beside its model: versions, Keras's configuration, whether there is a GPU."""
-    keras_home = Path(environ.get("KERAS_HOME") or Path.home() / ".keras")
+    keras_home = Path(environ.get("KERAS_HOME") or os.path.expanduser("~/.keras"))
     keras_config = keras_home / "keras.json"
     has_gpu = environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and any(
         os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
     )
     return [
         *(f"{name} {version}" for name, version in sorted(versions.items())),
-        keras_config.read_text() if keras_config.is_file() else "",
+        keras_config.read_text() if os.path.isfile(keras_config) else "",
         f"GPU {has_gpu}",
     ]
 
 
 def code_facts(modules: Iterable[ModuleType | None]) -> tuple[list[str], list[str]]:
-    """What a model with custom code depends on: versions of all that is installed, and files of all else."""
-    distributions = sorted(f"{d.metadata['Name']} {d.version}" for d in metadata.distributions())
+    """What a model with custom code depends on: all that is installed, and files of all else.
+
+    Installed is a name, a version, and the RECORD of the files' hashes: a
+    package that is built again may keep its version.
+    """
+    distributions = sorted(
+        f"{d.metadata['Name']} {d.version} {hashlib.sha256((d.read_text('RECORD') or '').encode()).hexdigest()}"
+        for d in metadata.distributions()
+    )
     files = {getattr(module, "__file__", None) or "" for module in modules}
     return distributions, sorted(file for file in files if os.path.isfile(file) and is_own_code(file))
 
@@ -117,6 +128,8 @@ class PackCache:
             CannotPack: there can be no pack; remembered.
             CacheUnusable: it is not there and cannot be written.
         """
+        if str(self.folder).startswith("~"):
+            raise CacheUnusable(f"{self.folder} cannot be used: there is no home directory; set tf_cache_dir")
         if found := self._find(key):
             return found
         try:
@@ -145,15 +158,15 @@ class PackCache:
 
     def _make(self, key: str, make: Callable[[str], None]) -> str:
         temporary = self.folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
-        temporary.mkdir()
         with contextlib.ExitStack() as cleaning:
             cleaning.callback(shutil.rmtree, temporary, ignore_errors=True)
-            cleaning.enter_context(_open_locked(temporary, fcntl.LOCK_EX))
+            with self._temporary_ones():
+                temporary.mkdir()
+                cleaning.enter_context(_open_locked(temporary, fcntl.LOCK_EX))
             try:
                 make(str(temporary))
             except CannotPack as exc:
-                shutil.rmtree(temporary)
-                temporary.mkdir()
+                _empty(temporary)  # and not another one of this name, which would not be locked
                 (temporary / _NOTE).write_text(json.dumps({"reason": str(exc)}))
                 self._put(temporary, key)
                 raise
@@ -201,22 +214,40 @@ class PackCache:
                 removed.append(entry)
         return removed
 
+    def _temporary_ones(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps others from taking a new folder, which is not locked yet, for an abandoned one."""
+        return _locked(self.folder / "temporary.making")
+
     def _remove_abandoned(self) -> None:
-        for folder in self.folder.glob(f"{_TEMPORARY}*"):
-            if not _is_locked(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+        """Remove what the dead have left: folders that nobody writes, and files of locks that nobody has."""
+        if not self.folder.is_dir():
+            return
+        with contextlib.suppress(OSError), self._temporary_ones():  # a read-only cache stays as it is
+            for folder in self.folder.glob(f"{_TEMPORARY}*"):
+                with contextlib.suppress(OSError), _open_locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    shutil.rmtree(folder, ignore_errors=True)
+            for lock in self.folder.glob("*.making"):
+                with contextlib.suppress(OSError), _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    pass
 
 
 def hold(folder: str) -> int | None:
-    """Keep the pack in ``folder`` from being removed while this process or a fork of it lives; None if it is gone."""
+    """Keep the pack in ``folder`` from being removed while this process or a fork of it lives; None if it is gone.
+
+    Raises:
+        CacheUnusable: the file system has no locks.
+    """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         return None
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
-    with contextlib.suppress(OSError):
-        if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
-            return descriptor
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    except OSError as exc:
+        os.close(descriptor)
+        raise CacheUnusable(f"{folder} cannot be locked: {exc.strerror or exc}") from exc
+    if _is_at(descriptor, folder):
+        return descriptor
     os.close(descriptor)
     return None
 
@@ -247,8 +278,31 @@ def _open_locked(folder: Path, kind: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Exclusive among all processes; the file stays, since whoever waits has it open."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _locked(path: Path, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Exclusive among all processes.  The file is gone at the end: whoever has waited for it makes a new one."""
+    while True:
+        with open(path, "w") as file:
+            fcntl.flock(file, kind)
+            if not _is_at(file.fileno(), path):
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(descriptor: int, path: str | Path) -> bool:
+    """Whether an open file or folder is the one at ``path``, which may have been removed or replaced meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _empty(folder: Path) -> None:
+    for part in folder.iterdir():
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink()

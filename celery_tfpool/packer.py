@@ -8,6 +8,7 @@ sees the reason.
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -62,20 +63,28 @@ def pack_in_process(
     start_method: str,
     timeout: float,
     tick: Callable[[], None],
+    import_app: Callable[[], Any] | None = None,
 ) -> Packing:
     """Find or make the pack of one model in a process of its own.
 
     Args:
         start_method: "fork", which knows the custom classes that this process
-            knows, or "spawn".
+            knows, or "spawn", which knows those that ``import_app`` makes known.
         timeout: seconds until the process is killed.
         tick: called all the while; whatever it raises ends the process.
+        import_app: imports, in a spawned process, the modules that spawned
+            children have; can be pickled.
     """
+    code = None
+    if start_method == "fork":
+        import_app = None
+    else:  # it has other modules than this process, and is to find the packs that forked ones made
+        code = pack_cache.code_of_this_process()
     started = time.monotonic()
     context: Any = multiprocessing.get_context(start_method)
     receiver, sender = context.Pipe(duplex=False)
-    arguments = sender, os.getpid(), name, path, cache, safe_mode, timeout
-    process = context.Process(target=_main, args=arguments, daemon=True)
+    make = functools.partial(find_or_make, name, path, cache, safe_mode=safe_mode, code=code)
+    process = context.Process(target=_main, args=(sender, os.getpid(), make, timeout, import_app), daemon=True)
     process.start()
     sender.close()
     try:
@@ -95,7 +104,11 @@ def pack_in_process(
 
 
 def _main(
-    sender: Connection, parent: int, name: str, path: str, cache: PackCache, safe_mode: bool, timeout: float
+    sender: Connection,
+    parent: int,
+    make: Callable[[], str],
+    timeout: float,
+    import_app: Callable[[], Any] | None,
 ) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
@@ -104,7 +117,9 @@ def _main(
         os._exit(1)
     signal.alarm(int(timeout) + 1)  # where the kernel does not tell that worker main is gone
     try:
-        folder = find_or_make(name, path, cache, safe_mode=safe_mode)
+        if import_app is not None:
+            import_app()
+        folder = make()
         answer: tuple[str | None, int, str, bool] = folder, pack.read_manifest(folder).bytes, "", False
     except CannotPack as exc:
         answer = None, 0, str(exc), False
@@ -120,8 +135,14 @@ def _main(
     os._exit(0)
 
 
-def find_or_make(name: str, path: str, cache: PackCache, *, safe_mode: bool) -> str:
+def find_or_make(
+    name: str, path: str, cache: PackCache, *, safe_mode: bool, code: tuple[list[str], list[str]] | None = None
+) -> str:
     """The folder of the model's pack, from the cache or made anew; initialises TensorFlow when it makes one.
+
+    Args:
+        code: what `pack_cache.code_facts` says of the code that custom
+            classes may come from; of this process's, unless given.
 
     Raises:
         CannotPack: this model has none.
@@ -137,15 +158,15 @@ def find_or_make(name: str, path: str, cache: PackCache, *, safe_mode: bool) -> 
     if kind in (Kind.FUNCTION, Kind.REMOTE):
         raise CannotPack("only a file or folder on this machine can be seen to have changed")
     facts = [kind.value, *pack_cache.environment_facts(runtime.versions(), os.environ)]
-    code: list[str] = []
+    files: list[str] = []
     if sources.has_custom_code(path, kind):
-        more, code = pack_cache.code_of_this_process()
+        more, files = code or pack_cache.code_of_this_process()
         facts += more
 
     def make(folder: str) -> None:
         write_checked(load(name, path, safe_mode=safe_mode), folder)
 
-    return cache.get_or_make(pack_cache.fingerprint(path, facts, code=code), make)
+    return cache.get_or_make(pack_cache.fingerprint(path, facts, code=files), make)
 
 
 def write_checked(runner: Runner, folder: str) -> None:

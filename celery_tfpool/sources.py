@@ -139,6 +139,23 @@ def has_custom_code(path: str, kind: Kind) -> bool:
     return kind is Kind.H5  # whose configuration does not tell
 
 
+def is_compiled(path: str) -> bool:
+    """Whether the file or folder ``path`` holds a Keras model that was saved with its loss, metrics and optimizer.
+
+    Raises:
+        BadSource: as `kind_of`, or it cannot be read.
+    """
+    kind, local = kind_of(path), os.path.expanduser(path)
+    if kind is Kind.KERAS:
+        return bool(_keras_config(local).get("compile_config"))
+    if kind is Kind.H5:
+        import h5py
+
+        with h5py.File(local, "r") as file:
+            return "training_config" in file.attrs
+    return kind is Kind.REMOTE  # for all that can be seen from here
+
+
 def _is_custom(part: dict[str, Any]) -> bool:
     module = part.get("module")
     is_kerass = module is None or module.partition(".")[0] in ("keras", "builtins")

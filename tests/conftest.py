@@ -38,6 +38,14 @@ rabbitmq_server = pytest_rabbitmq.factories.rabbitmq_proc(
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test writes to the user's own cache, in this process or in one that it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def rabbitmq_url(rabbitmq_server: Any) -> str:
     return f"amqp://guest:guest@{rabbitmq_server.host}:{rabbitmq_server.port}//"
@@ -74,6 +82,12 @@ def make_model(path: str, code: str = "") -> str:
 def quiet(environ: Any) -> dict[str, str]:
     """``environ`` for a process whose TensorFlow keeps its start-up chatter to itself."""
     return {**environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
+
+
+def python_path(folder: Path) -> dict[str, str]:
+    """``folder`` and the apps before whatever is on the Python path of the tests."""
+    folders = [str(folder), str(APPS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(folders)}
 
 
 def wait_until(condition: Any, what: str, timeout: float = PATIENCE) -> Any:
@@ -262,7 +276,6 @@ def starting_workers(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -
         settings = broker_settings(broker, redis_url, tmp_path_factory, mark) | (conf or {})
         name = f"{mark}@test"
         environ = quiet(os.environ) | {"TFPOOL_TEST_MARK": mark, "TFPOOL_TEST_CONF": json.dumps(settings)}
-        environ["XDG_CACHE_HOME"] = str(tmp_path_factory.getbasetemp() / "cache")
         command = [sys.executable, "-m", "celery", "-A", app, "worker", "-n", name, "-l", "INFO"]
         command += ["--without-gossip", "--without-mingle", *([pool] if pool else []), *arguments]
         client = Celery("client", set_as_current=False)

@@ -22,11 +22,20 @@ class Demo(Program):
 
     def __init__(self, folder: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
         self.folder, self.mark = folder, uuid.uuid4().hex
-        environ = {**os.environ, "TMPDIR": str(folder), "TFPOOL_TEST_MARK": self.mark, "PYTHONUNBUFFERED": "1"}
+        self.home = folder.parent / f"{folder.name}-home"
+        self.home.mkdir()
+        environ = {
+            **os.environ,
+            "TMPDIR": str(folder),
+            "HOME": str(self.home),
+            "TFPOOL_TEST_MARK": self.mark,
+            "PYTHONUNBUFFERED": "1",
+        }
+        del environ["XDG_CACHE_HOME"]  # set for the tests
         super().__init__([sys.executable, str(DEMO), *arguments], env=environ | (env or {}), cwd=folder)
 
     def left(self) -> list[psutil.Process | Path]:
-        return [*marked(self.mark), *self.folder.iterdir()]
+        return [*marked(self.mark), *self.folder.iterdir(), *self.home.rglob("celery_tfpool*")]
 
     def kill(self) -> None:
         for process in marked(self.mark):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -17,10 +19,11 @@ from keras import layers, ops
 from test_parity import CASES, assert_same, for_keras, keras_itself
 from zoo import ZOO, chain, normal
 
-from celery_tfpool import errors, memory, pack
+from celery_tfpool import errors, memory, pack, packer
 from celery_tfpool.keras_runner import declared
 from celery_tfpool.loading import load
 from celery_tfpool.models import Handle, LazyModel
+from celery_tfpool.pack_cache import PackCache
 from celery_tfpool.pack_runner import PackRunner
 from celery_tfpool.runner import CannotPack
 
@@ -128,6 +131,85 @@ def test_python_function_cannot_be_packed(tmp_path: Path) -> None:
     chain((3,), Python()).save(path)
     with pytest.raises(CannotPack, match=r"calls a Python function"):
         pack_of(path, tmp_path / "pack")
+
+
+class Answer(NamedTuple):
+    first: Any
+    second: Any
+
+
+def layer(call: Callable[[Any], Any]) -> Any:
+    """A model of 3 numbers whose only layer has this ``call``."""
+
+    @keras.saving.register_keras_serializable("test_pack", name=f"Layer{next(_numbers)}")
+    class Custom(layers.Layer):  # type: ignore[misc]
+        def call(self, x: Any) -> Any:
+            return call(x)
+
+    return chain((3,), Custom())
+
+
+def model_with(**members: Any) -> Any:
+    """A model of 3 numbers whose class has ``members``."""
+    cls = keras.saving.register_keras_serializable("test_pack", name=f"Model{next(_numbers)}")(
+        type("Custom", (keras.Model,), members)
+    )
+    x = keras.Input((3,))
+    return cls(x, layers.Dense(1)(x))
+
+
+_numbers = itertools.count()
+
+#: What `docs/limits.md` lists beside `CANNOT`, and the reason that the log gives.
+LISTED = {
+    "ragged": (lambda: layer(tf.RaggedTensor.from_tensor), "one of its outputs is a .*Ragged"),
+    "sparse": (lambda: layer(tf.sparse.from_dense), "one of its outputs is a .*Sparse"),
+    "names": (lambda: layer(lambda x: {1: x, 2: x}), "names of its inputs or outputs are not strings"),
+    "named tuple": (lambda: layer(lambda x: Answer(x, x)), "its inputs or outputs are a named tuple"),
+    "predict": (
+        lambda: model_with(predict=functools.partialmethod(keras.Model.predict)),
+        r"it has a predict\(\) or make_predict_function\(\) of its own",
+    ),
+    "make_predict_function": (
+        lambda: model_with(make_predict_function=functools.partialmethod(keras.Model.make_predict_function)),
+        r"it has a predict\(\) or make_predict_function\(\) of its own",
+    ),
+    "eager": (lambda: model_with(run_eagerly=True), "or runs eagerly"),
+    "strings": (
+        lambda: layer(functools.partial(with_constant, tf.constant(["a", "bc"]))),
+        "one of its constants is of dtype string",
+    ),
+    "other numbers": (
+        lambda: layer(lambda x: x + tf.random.stateless_uniform([], [1, 2]) + tf.random.uniform([])),
+        "its pack gives other numbers than the model itself",
+    ),
+}
+
+
+def with_constant(words: Any, x: Any) -> Any:
+    return x + tf.cast(tf.strings.length(words)[0], x.dtype)
+
+
+@pytest.mark.parametrize("kind", LISTED)
+def test_listed_in_limits(tmp_path: Path, kind: str) -> None:
+    """Each kind that the documentation lists is refused with its reason, and the next worker knows without trying."""
+    build, reason = LISTED[kind]
+    path = str(tmp_path / "model.keras")
+    build().save(path)
+    cache = PackCache(tmp_path / "cache", 2**30)
+
+    for _ in range(2):
+        with pytest.raises(CannotPack, match=reason):
+            packer.find_or_make("model", path, cache, safe_mode=True)
+    (entry,) = cache.entries()
+    assert entry.note
+
+
+def test_remote_is_not_packed(tmp_path: Path) -> None:
+    """Nobody can see from here whether what stands at a URL has changed."""
+    with pytest.raises(CannotPack, match="only a file or folder on this machine can be seen to have changed"):
+        packer.find_or_make("model", "gs://bucket/model.keras", PackCache(tmp_path, 2**30), safe_mode=True)
+    assert [] == list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["dense", "lstm", "several, listed", "several, named"])

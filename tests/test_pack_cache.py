@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import random
 import shutil
@@ -9,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -124,6 +127,20 @@ def test_own_code_counts() -> None:
     assert runtime.is_own_code(__file__)
 
 
+def test_installed_code_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package that was built again under its old version is another one."""
+    installed = tmp_path / "own_layers-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Name: own-layers\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    known = []
+    for content in ("one", "other"):
+        (installed / "RECORD").write_text(f"own_layers.py,sha256={content},10\n")
+        known.append(pack_cache.code_facts([])[0])
+    assert known[0] != known[1]
+    assert any(fact.startswith("own-layers 1.0 ") for fact in known[0])
+
+
 # -- making --------------------------------------------------------------------------
 
 
@@ -207,6 +224,72 @@ def test_not_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheUnusable, match="file/cache cannot be used: Not a directory"):
         PackCache(tmp_path / "file" / "cache", 2**30).get_or_make("key", fake())
+
+
+def test_no_home() -> None:
+    """A user id that nobody knows, without HOME: no place for packs, said as such."""
+    program = (
+        "import os\n"
+        "from celery_tfpool import pack_cache\n"
+        "os.setuid(54321)\n"
+        "pack_cache.environment_facts({}, {})\n"
+        "folder = pack_cache.default_folder({})\n"
+        "try: pack_cache.PackCache(folder, 1).get_or_make('key', print)\n"
+        "except pack_cache.CacheUnusable as exc: print(exc)"
+    )
+    if os.getuid():
+        pytest.skip("only root may become somebody else")
+    environ = {name: value for name, value in os.environ.items() if name != "HOME"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environ, cwd="/", capture_output=True, text=True, check=False
+    )
+    reason = "~/.cache/celery_tfpool cannot be used: there is no home directory; set tf_cache_dir\n"
+    assert reason == done.stdout, done.stderr
+
+
+def test_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that has none, as some of a network: said as such.  No machine of the tests has one."""
+
+    def flock(descriptor: int, kind: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(CacheUnusable, match="cannot be locked: No locks available"):
+        pack_cache.hold(str(tmp_path))
+    with pytest.raises(CacheUnusable, match="cache cannot be used: No locks available"):
+        PackCache(tmp_path / "cache", 2**30).get_or_make("key", fake())
+
+
+# -- locks -------------------------------------------------------------------------------
+
+
+def test_no_lock_is_left(cache: PackCache) -> None:
+    """Not by whoever made a pack, and not by whoever was killed while making one."""
+    cache.get_or_make("a", fake())
+    assert ["a"] == [path.name for path in cache.folder.iterdir()]
+    (cache.folder / "b.making").touch()
+    cache.trim(cache.max_bytes)
+    assert ["a"] == [path.name for path in cache.folder.iterdir()]
+
+
+def test_lock_of_others_stays(cache: PackCache) -> None:
+    """What somebody makes at the moment is neither removed nor made by another at the same time."""
+    answers = []
+
+    def make(folder: str) -> None:
+        cache.trim(0)
+        assert Path(folder).is_dir()
+        assert (cache.folder / "key.making").exists()
+        other = threading.Thread(target=lambda: answers.append(cache.get_or_make("key", never)))
+        others.append(other)
+        other.start()
+        fake()(folder)
+
+    others: list[threading.Thread] = []
+    answers.append(cache.get_or_make("key", make))
+    others[0].join(60)
+    assert 1 == len(set(answers))
+    assert 2 == len(answers)
 
 
 # -- bounded ---------------------------------------------------------------------------

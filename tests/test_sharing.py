@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from celery import VERSION
-from conftest import APPS, PATIENCE, StartWorker, Worker, make_model, marked, quiet, wait_until
+from conftest import APPS, PATIENCE, StartWorker, Worker, make_model, marked, python_path, quiet, wait_until
 
 ONES = [1.0] * 16
 
@@ -106,6 +106,20 @@ def test_mapped_weights_recycle_no_child(start_worker: StartWorker, large: str, 
     worker = start_worker("-c", "1", "--max-memory-per-child=75000", broker=engine, conf={"tf_model_path": large})
     pids = {worker.call("predict_row", ONES)[0] for _ in range(3)}
     assert 1 == len(pids)
+
+
+@pytest.mark.parametrize("configured", ["above", "below"])
+def test_handle_at_module_level(start_worker: StartWorker, digits: str, tmp_path: Path, configured: str) -> None:
+    """`get_model()` that worker main ran, before or after the app was configured, is the children's pack."""
+    lines = [f"app.conf.tf_model_path = {digits!r}", "MODEL = get_model()"]
+    if configured == "below":
+        lines.reverse()
+    task = "@app.task\ndef predict_at_last(row):\n    return MODEL.predict([row]).tolist()\n"
+    (tmp_path / "top.py").write_text("\n".join(["from proj import app, get_model", *lines, task]))
+    worker = start_worker("-c", "1", app="top", env=python_path(tmp_path))
+    assert [[16.0]] == worker.call("top.predict_at_last", ONES)
+    (child,) = tfpool(worker)["children"]
+    assert child["models"]["default"]["packed"] is True
 
 
 def test_own_weights(start_worker: StartWorker, digits: str) -> None:
@@ -213,12 +227,74 @@ def test_shared_by_spawned_children(start_worker: StartWorker, digits: str, tmp_
     """Under the fork guard's fallback, too."""
     (tmp_path / "early.py").write_text("from proj import *\nimport tensorflow as tf\n\ntf.constant(1)\n")
     conf = {"tf_model_path": digits, "imports": ["proj"]}
-    worker = start_worker("-c", "1", app="early", conf=conf, env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{APPS}"})
+    worker = start_worker("-c", "1", app="early", conf=conf, env=python_path(tmp_path))
     facts = tfpool(worker)
     assert "spawn" == facts["start_method"]
     assert [[16.0]] == worker.call("predict_row", ONES)[1]
     (child,) = tfpool(worker)["children"]
     assert child["models"]["default"]["packed"] is True
+
+
+CUSTOM = """
+import keras
+from proj import app, predict_row
+
+@keras.saving.register_keras_serializable("custom")
+class Times(keras.layers.Layer):
+    def call(self, x):
+        return x * 2.0
+"""
+
+
+@pytest.fixture
+def custom(tmp_path: Path) -> Path:
+    """The folder of an app with a layer of its own, and of a model with that layer: 16 numbers in, twice them out."""
+    (tmp_path / "custom.py").write_text(CUSTOM)
+    program = "import sys, keras, custom\nkeras.Sequential([keras.Input((16,)), custom.Times()]).save(sys.argv[1])\n"
+    command = [sys.executable, "-c", program, str(tmp_path / "custom.keras")]
+    environ = quiet(os.environ) | python_path(tmp_path) | {"TFPOOL_TEST_CONF": "{}"}
+    subprocess.run(command, env=environ, check=True, capture_output=True)
+    return tmp_path
+
+
+def start_custom(start_worker: StartWorker, folder: Path, app: str) -> Worker:
+    conf = {"tf_model_path": str(folder / "custom.keras"), "tf_cache_dir": str(folder / "cache"), "imports": ["custom"]}
+    return start_worker("-c", "1", app=app, conf=conf, env=python_path(folder))
+
+
+def folder_of_pack(worker: Worker, factor: float) -> str:
+    """The folder of the worker's pack, which its child has mapped and which multiplies by ``factor``."""
+    assert [[factor] * 16] == worker.call("predict_row", ONES)[1]
+    facts = tfpool(worker)
+    assert [True] == [child["models"]["default"]["packed"] for child in facts["children"]]
+    worker.stop()
+    return str(facts["packs"]["default"]["folder"])
+
+
+def test_own_layer_is_shared(start_worker: StartWorker, custom: Path) -> None:
+    """A layer of the app's: packed, and packed anew when its code has changed."""
+    first = folder_of_pack(start_custom(start_worker, custom, "custom"), 2.0)
+    assert first == folder_of_pack(start_custom(start_worker, custom, "custom"), 2.0)
+    (custom / "custom.py").write_text(CUSTOM.replace("2.0", "3.0"))
+    assert first != folder_of_pack(start_custom(start_worker, custom, "custom"), 3.0)
+
+
+@pytest.mark.skipif(VERSION < (5, 7), reason="spawn needs Celery 5.7")
+def test_own_layer_is_shared_by_spawned_children(start_worker: StartWorker, custom: Path) -> None:
+    """Under the fork guard's fallback, too; forked and spawned children share one pack."""
+    # One set of modules, which initialises TensorFlow or not.
+    (custom / "early.py").write_text(
+        "import os\nfrom custom import *\nif os.path.exists(__file__ + '.now'): keras.ops.ones(1)\n"
+    )
+    forked = start_custom(start_worker, custom, "early")
+    assert "fork" == tfpool(forked)["start_method"]
+    folder = folder_of_pack(forked, 2.0)
+    (custom / "early.py.now").touch()
+    spawned = start_custom(start_worker, custom, "early")
+    assert "spawn" == tfpool(spawned)["start_method"]
+    assert folder == folder_of_pack(spawned, 2.0)
+    shutil.rmtree(custom / "cache")
+    assert folder == folder_of_pack(start_custom(start_worker, custom, "early"), 2.0)
 
 
 # -- made ahead of time --------------------------------------------------------------
@@ -245,7 +321,11 @@ def test_pack_command(start_worker: StartWorker, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "reason"),
-    [("nowhere.keras", "no such file or folder"), ("proj:broken_model", "the weights are on the moon")],
+    [
+        ("nowhere.keras", "no such file or folder"),
+        ("proj:broken_model", "the weights are on the moon"),
+        ("proj:model_of_no_graph", "cannot be packed: "),
+    ],
 )
 def test_pack_command_that_fails(tmp_path: Path, path: str, reason: str) -> None:
     done = run("tfpool", "pack", path, "-o", str(tmp_path / "pack"), cache=tmp_path)
@@ -254,6 +334,43 @@ def test_pack_command_that_fails(tmp_path: Path, path: str, reason: str) -> None
     assert reason in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "pack").exists()
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_pack_command_interrupted(tmp_path: Path, existed: bool) -> None:
+    """Ctrl+C at the last moment, when all is written and the comparison runs: no pack, no folder, no traceback."""
+    path = make_model(str(tmp_path / "sum.keras"))
+    code, folder = tmp_path / "code", tmp_path / "image" / "pack"
+    code.mkdir()
+    # Interrupts itself once the manifest is there.
+    (code / "sitecustomize.py").write_text(
+        "import json, os, signal\n"
+        "dump = json.dump\n"
+        "def interrupt(facts, file, **options):\n"
+        "    dump(facts, file, **options)\n"
+        "    if file.name.endswith('pack.json'): file.flush(); print(os.listdir(os.path.dirname(file.name)))\n"
+        "    if file.name.endswith('pack.json'): os.kill(os.getpid(), signal.SIGINT)\n"
+        "json.dump = interrupt\n"
+    )
+    if existed:
+        folder.mkdir(parents=True)
+    done = run("tfpool", "pack", path, "-o", str(folder), cache=tmp_path, **python_path(code))
+    assert "pack.json" in done.stdout
+    assert 1 == done.returncode
+    assert "Traceback" not in done.stderr
+    assert ([folder] if existed else []) == list((tmp_path / "image").iterdir())
+    assert not existed or [] == list(folder.iterdir())
+
+
+def test_pack_command_fills_a_folder(tmp_path: Path) -> None:
+    """An empty folder that is there, a volume say, is filled; it is not replaced."""
+    path, folder = make_model(str(tmp_path / "sum.keras")), tmp_path / "volume"
+    folder.mkdir()
+    inode = folder.stat().st_ino
+    done = run("tfpool", "pack", path, "-o", str(folder), cache=tmp_path)
+    assert 0 == done.returncode, done.stderr
+    assert inode == folder.stat().st_ino
+    assert ["graph.pb", "pack.json", "weights"] == sorted(part.name for part in folder.iterdir())
 
 
 def test_pack_command_overwrites_nothing(tmp_path: Path) -> None:

@@ -37,6 +37,20 @@ def broken_model():
     raise RuntimeError("the weights are on the moon")
 
 
+def model_of_no_graph():
+    """Good enough to be loaded; TensorFlow cannot trace its step."""
+    import keras
+
+    model = slow_model()
+
+    class Broken(keras.Sequential):
+        def call(self, x, **options):
+            raise ZeroDivisionError("one row of nothing")
+
+    model.__class__ = Broken
+    return model
+
+
 def no_model():
     return "not a model"
 
