@@ -27,7 +27,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
@@ -62,6 +62,8 @@ class Job:
     #: The folder of sockets, removed by this process if worker main is gone.
     folder: str
     parent: int
+    #: Makes known, in a spawned process, what a forked one inherits: the app's modules, where the log goes.
+    prepare: Callable[[], Any] | None = None
 
 
 @dataclass
@@ -94,6 +96,8 @@ def main(job: Job, listener: socket, link: Connection) -> None:
     if sys.__stderr__ is not None:
         faulthandler.enable(sys.__stderr__)
     runtime.limit_threads(intra_op=job.intra_op, inter_op=job.inter_op, explicit=True)
+    if job.prepare is not None:
+        job.prepare()
     try:
         asyncio.run(_serve(job, listener, link))
     finally:

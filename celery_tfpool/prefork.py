@@ -8,6 +8,7 @@ to Celery's worker blueprint, where it does nothing for other pools.
 
 from __future__ import annotations
 
+import functools
 import gc
 import multiprocessing
 import os
@@ -113,7 +114,8 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
 
     def _job(self, index: int, models: tuple[ModelPath, ...], folder: str) -> Job:
         intra_op, inter_op = self.predictor_threads
-        return Job(index, models, self.plan.packs, self.plan.settings, intra_op, inter_op, folder, os.getpid())
+        prepare = None if self.forking_enable else functools.partial(prepare_spawned, self.app)
+        return Job(index, models, self.plan.packs, self.plan.settings, intra_op, inter_op, folder, os.getpid(), prepare)
 
     def _context_of_predictor(self) -> Any:
         self.guard_fork()
@@ -175,3 +177,10 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
             for pid, state in sorted(known.items(), key=lambda item: item[1].slot)
             if state.slot >= 0  # the last words of a child that has ended have none
         ]
+
+
+def prepare_spawned(app: Any) -> None:
+    """Do what Celery's own spawned children do: know the app, log where worker main logs, import the app's modules."""
+    app.set_current()
+    app.log.setup(int(os.environ.get("CELERY_LOG_LEVEL") or 0), os.environ.get("CELERY_LOG_FILE") or None)
+    app.loader.import_default_modules()

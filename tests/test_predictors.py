@@ -155,9 +155,12 @@ def test_spawned(start_worker: StartWorker, digits: str, engine: str) -> None:
     """With worker_pool_start_method = "spawn" predictors are spawned as well."""
     if not worker_can_spawn():
         pytest.skip("Celery before 5.7 cannot spawn")
-    conf = {"tf_model_path": digits, "tf_predictors": 1, "worker_pool_start_method": "spawn"}
+    conf = {"tf_model_path": {"sum": digits, "double": "proj:trapped_model"}, "tf_predictors": 1}
+    conf["worker_pool_start_method"] = "spawn"
     worker = start_worker("-c", "1", broker=engine, conf=conf)
-    assert [[16.0]] == worker.call("predict")
+    assert [[16.0]] == worker.call("predict", 1, "sum")
+    assert 40.0 == worker.call("double", 20, "double")
+    assert "Predictor-0" in worker.log
     assert 0 == worker.stop()
 
 
