@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,54 @@ def test_own_weights(start_worker: StartWorker, digits: str) -> None:
     assert {changed: [[34.0]]} | {pid: [[16.0]] for pid in seen if pid != changed} == seen
 
 
+def test_training_is_the_childs_own(start_worker: StartWorker, tmp_path: Path) -> None:
+    """A task that trains changes the numbers of its own child; the others and a replacement keep the pack's."""
+    code = "model.compile(optimizer=keras.optimizers.SGD(0.01), loss='mse')"
+    worker = start_worker("-c", "2", conf={"tf_model_path": make_model(str(tmp_path / "compiled.keras"), code)})
+    trained, answer = worker.call("train")
+    assert [[16.0]] != answer
+
+    def seen() -> dict[int, Any]:
+        answers: dict[int, Any] = {}
+        while len(answers) < 2:
+            pid, answers[pid] = worker.call("predict_row", ONES)
+        return answers
+
+    before = seen()
+    assert {trained: answer} | {pid: [[16.0]] for pid in before if pid != trained} == before
+    os.kill(trained, signal.SIGKILL)
+    wait_until(lambda: len(worker.children()) == 2 and trained not in worker.children(), "a replacement")
+    assert [[[16.0]], [[16.0]]] == list(seen().values())
+
+
+def test_recycled_child_maps_the_pack(start_worker: StartWorker, digits: str, engine: str) -> None:
+    """A child that replaces one after ``max-tasks-per-child`` tasks."""
+    worker = start_worker("-c", "1", "--max-tasks-per-child=1", broker=engine, conf={"tf_model_path": digits})
+    pids = set()
+    for _ in range(3):
+        pid, answer = worker.call("predict_row", ONES)
+        assert [[16.0]] == answer
+        pids.add(pid)
+    assert 3 == len(pids)
+    assert 1 == worker.log.count("packed in ")
+    assert not re.search("its pack .* cannot be used", worker.log)
+    assert worker.call("predict_mapped", ONES, tfpool(worker)["packs"]["default"]["folder"])
+
+
+def test_two_models(start_worker: StartWorker, digits: str, tmp_path: Path) -> None:
+    """Each is called from its own pack."""
+    other = make_model(
+        str(tmp_path / "twice.keras"), "model.layers[0].set_weights([2 * w for w in model.layers[0].get_weights()])"
+    )
+    worker = start_worker("-c", "1", conf={"tf_model_path": {"once": digits, "twice": other}})
+    assert [[16.0]] == worker.call("predict_row", ONES, "once")[1]
+    assert [[32.0]] == worker.call("predict_row", ONES, "twice")[1]
+    facts = tfpool(worker)
+    assert 2 == len({packed["folder"] for packed in facts["packs"].values()})
+    (child,) = facts["children"]
+    assert {"once": True, "twice": True} == {name: facts["packed"] for name, facts in child["models"].items()}
+
+
 def test_two_workers_share(start_worker: StartWorker, digits: str, tmp_path: Path) -> None:
     """Both find one pack, which stays while either lives."""
     conf = {"tf_model_path": digits, "tf_cache_dir": str(tmp_path)}
@@ -183,6 +233,50 @@ def test_cache_that_cannot_be_written(start_worker: StartWorker, digits: str) ->
     worker = start_worker("-c", "1", conf=conf)
     assert "is not shared: /proc/no/such cannot be used: " in worker.log
     assert [[16.0]] == worker.call("predict_row", ONES)[1]
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mount a file system of the test's own; skips where that is not allowed."""
+    folders: list[Path] = []
+
+    def mount(*options: str) -> Path:
+        folder = tmp_path / "mounted"
+        folder.mkdir(exist_ok=True)
+        done = subprocess.run(["mount", *options, str(folder)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"mounting needs privileges: {done.stderr.strip()}")
+        folders[:] = [folder]
+        return folder
+
+    yield mount
+    for folder in folders:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_cache_on_a_full_disk(start_worker: StartWorker, digits: str, mounted: Callable[..., Path]) -> None:
+    """The worker says so, leaves nothing half-made, and answers."""
+    folder = mounted("-t", "tmpfs", "-o", "size=8k", "tmpfs")
+    worker = start_worker("-c", "1", conf={"tf_model_path": digits, "tf_cache_dir": str(folder)})
+    assert re.search(r"WARNING.*is not shared: .*mounted cannot be used: No space left on device", worker.log)
+    assert [[16.0]] == worker.call("predict_row", ONES)[1]
+    assert [] == list(folder.iterdir())
+
+
+def test_cache_that_cannot_be_written_holds_the_pack(
+    start_worker: StartWorker, digits: str, mounted: Callable[..., Path]
+) -> None:
+    """A pack that is there already is mapped from a read-only disk."""
+    folder = mounted("-t", "tmpfs", "tmpfs")
+    conf = {"tf_model_path": digits, "tf_cache_dir": str(folder)}
+    start_worker("-c", "1", conf=conf).stop()
+    mounted("-o", "remount,ro")
+    with pytest.raises(OSError, match="Read-only"):
+        (folder / "file").touch()
+    worker = start_worker("-c", "1", conf=conf)
+    assert [[16.0]] == worker.call("predict_row", ONES)[1]
+    (child,) = tfpool(worker)["children"]
+    assert child["models"]["default"]["packed"] is True
 
 
 def test_packing_that_fails(start_worker: StartWorker, tmp_path: Path) -> None:

@@ -100,6 +100,23 @@ def set_weights(value):
 
 
 @app.task
+def train():
+    """One step that changes the numbers of this child."""
+    import numpy as np
+
+    get_model().fit(np.ones((4, 16)), np.zeros((4, 1)), verbose=0)
+    return predict_row([1.0] * 16)
+
+
+@app.task
+def predict_mapped(row, folder):
+    """Whether a prediction made this process map files of ``folder``."""
+    get_model().predict([row])
+    with open("/proc/self/maps") as maps:
+        return folder in maps.read()
+
+
+@app.task
 def imported(module):
     return module in sys.modules
 
