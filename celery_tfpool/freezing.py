@@ -26,7 +26,7 @@ _WORTH_IT = {"Conv1D", "Conv2D", "Conv3D", "DepthwiseConv2dNative", "Conv2DBackp
 #: Bytes of weights; a GraphDef holds them all, twice for a while, and ends at 2 GiB.
 _MOST_BYTES = 2**29
 #: A frozen call must be so much faster to be worth its copy of the weights.
-_GAIN, _ROUNDS = 1.05, 5
+_GAIN, _ROUNDS = 1.05, 4
 
 
 def frozen(runner: Runner) -> Compiled | None:
@@ -45,7 +45,7 @@ def frozen(runner: Runner) -> Compiled | None:
     if size > _MOST_BYTES or not compiled.operations() & _WORTH_IT:
         return None
     if isinstance(runner, PackRunner):
-        function, outputs = pack.concrete(runner.folder)
+        function, outputs, _variables = pack.concrete(runner.folder)
     else:
         function, outputs = compiled.function, compiled.outputs
     return _of(convert_variables_to_constants_v2(function, lower_control_flow=False), outputs)

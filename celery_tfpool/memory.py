@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 
 
@@ -23,3 +25,22 @@ def of_process(pid: int) -> dict[str, int]:
 def written_here() -> int | None:
     """``private`` of this process; None where that cannot be read."""
     return of_process(os.getpid()).get("private")
+
+
+#: Of ``mallopt`` in glibc.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+
+
+def keep_what_is_freed() -> None:
+    """Let this process reuse large pieces of memory instead of giving each back to the system.
+
+    glibc maps a piece of more than 32 MB anew each time, and the kernel clears
+    its pages.  The layers of a convolutional network on a batch are such
+    pieces: MobileNetV2 on 32 rows is a quarter faster without.  Threads share
+    one arena, since that of a thread ends at 64 MB.  No effect elsewhere.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_ARENA_MAX, 1)
+        mallopt(_MMAP_THRESHOLD, 2**30)
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)

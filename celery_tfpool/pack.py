@@ -357,10 +357,11 @@ def attach(folder: str) -> tuple[Manifest, Compiled]:
     return manifest, Compiled(call, specs, lambda: _read_graph(folder))
 
 
-def concrete(folder: str) -> tuple[Any, Any]:
-    """The pack's graph as a concrete function with variables of its own, and its outputs; to be frozen.
+def concrete(folder: str) -> tuple[Any, Any, list[Any]]:
+    """The pack's graph as a concrete function with variables of its own, its outputs, these variables; to be frozen.
 
-    Slower to make than what `attach` gives, and nothing of it is mapped.
+    Slower to make than what `attach` gives, and nothing of it is mapped.  The
+    function does not keep its variables alive.
     """
     import tensorflow as tf
 
@@ -393,7 +394,7 @@ def concrete(folder: str) -> tuple[Any, Any]:
 
     signature = [tf.TensorSpec(port.shape, port.dtype) for port in manifest.inputs.ports]
     specs = tf.nest.map_structure(lambda output: tf.TensorSpec(output.shape, output.dtype), manifest.outputs)
-    return tf.function(step, input_signature=signature, autograph=False).get_concrete_function(), specs
+    return tf.function(step, input_signature=signature, autograph=False).get_concrete_function(), specs, outside
 
 
 def _copied(folder: str, weight: Weight) -> Any:

@@ -95,6 +95,7 @@ def main(job: Job, listener: socket, link: Connection) -> None:
         signal.signal(number, signal.SIG_IGN)
     if sys.__stderr__ is not None:
         faulthandler.enable(sys.__stderr__)
+    memory.keep_what_is_freed()
     runtime.limit_threads(intra_op=job.intra_op, inter_op=job.inter_op, explicit=True)
     if job.prepare is not None:
         job.prepare()
@@ -137,7 +138,7 @@ def _load(job: Job) -> dict[str, ServedModel]:
         one.warm_up()
         served[model.name] = one
         logger.info(
-            "predictor %d (pid %d): model %r from %r, loaded in %.2f s, warm after %.2f s%s%s",
+            "predictor %d (pid %d): model %r from %r, loaded in %.2f s, warm after %.2f s%s; %s",
             job.index,
             os.getpid(),
             model.name,
@@ -145,7 +146,7 @@ def _load(job: Job) -> dict[str, ServedModel]:
             lazy.load_time,
             time.monotonic() - started,
             ", frozen" if one.is_frozen else "",
-            f"; requests are not batched: {one.alone}" if one.alone else "",
+            f"requests are not batched: {one.alone}" if one.alone else f"batches of up to {one.max_size} rows",
         )
     return served
 

@@ -32,6 +32,9 @@ BATCH_SIZE = 32
 #: By how much, relative to the largest, outputs of a row may differ when it is computed with others.
 _TOLERANCE, _TOLERANCE_16_BIT = 1e-3, 5e-2
 
+#: Rows on which the plain and the frozen call are compared.
+_FEW = 4
+
 
 class NotByRows(Exception):
     """The outputs of a batch do not have a row for each of its rows."""
@@ -71,9 +74,8 @@ class ServedModel:
             return
         self.alone = self.alone or _needs_to_be_alone(self._compiled, self.runner.inputs)
         self._freeze()
-        sizes = (1, min(BATCH_SIZE, self.max_size)) if self.alone else (1, self.max_size)
         try:
-            for size in sizes:
+            for size in (1, BATCH_SIZE if self.alone else self.max_size):
                 self._compiled(*self._zeros(size))
         except Exception as exc:  # zeros are not for every model
             logger.warning("model %r: predicting zeros to warm up failed: %s: %s", self.name, type(exc).__name__, exc)
@@ -88,7 +90,7 @@ class ServedModel:
         try:
             frozen = freezing.frozen(self.runner)
             if frozen is not None:
-                fastest = freezing.faster(self._compiled, frozen, self._zeros(self.max_size))
+                fastest = freezing.faster(self._compiled, frozen, self._zeros(min(_FEW, self.max_size)))
                 self._compiled, self.is_frozen = fastest, fastest is frozen
         except Exception as exc:  # an optimisation that fails costs its gain
             logger.warning("model %r cannot be frozen: %s: %s", self.name, type(exc).__name__, short(exc))

@@ -214,3 +214,27 @@ def test_rows_that_depend_on_each_other() -> None:
         "LSTM": "it takes a fixed number of rows",
         "Dense": "",
     } == found
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_frozen(tmp_path: Path, packed: bool) -> None:
+    """Variables as constants: the same numbers, of the model itself and of its pack; nothing is frozen that has no
+    convolution."""
+    from celery_tfpool import freezing, pack
+    from celery_tfpool.pack_runner import PackRunner
+
+    runners = []
+    for name in ("conv", "dense"):
+        ZOO[name].build().save(tmp_path / f"{name}.keras")
+        runner = load(name, str(tmp_path / f"{name}.keras"), safe_mode=True)
+        if packed:
+            (tmp_path / name).mkdir()
+            pack.write(runner, str(tmp_path / name))
+            runner = PackRunner(name, str(tmp_path / name))
+        runners.append(runner)
+    conv, dense = runners
+    frozen = freezing.frozen(conv)
+    assert frozen is not None
+    x = ZOO["conv"].rows(5).astype("float32")
+    assert_close(frozen(x), conv.predict(x, 32))
+    assert freezing.frozen(dense) is None
