@@ -1,8 +1,8 @@
 """A process that owns models and predicts for all children, batching their requests.
 
-One event loop receives, decides and answers; one thread beside it computes.
-So requests gather while a batch is computed, and the next batch starts before
-the answers of the last one are sent.
+One event loop receives, decides and answers; one thread beside it computes,
+unless a model's calls are over in a moment.  So requests gather while a batch is
+computed, and the next batch starts before the answers of the last one are sent.
 
 Whoever asks has one connection for each request in flight.  A connection that
 is closed takes its request with it.  What a request and an answer say:
@@ -47,6 +47,9 @@ from .values import concatenate, short
 from .watching import GRACE
 
 logger = logging.getLogger(__name__)
+
+#: Seconds of a call that is computed in the event loop: to wake the other thread and be woken takes as long.
+_QUICK = 1e-3
 
 
 @dataclass(frozen=True)
@@ -275,14 +278,20 @@ class Predictor:
                 if part.request.started is None:
                     part.request.started = now
                     self.statistics.queue_duration += now - part.request.arrived
-            future = self._loop.run_in_executor(self._computing, _compute, parts)
-            future.add_done_callback(lambda future: self._computed(parts, future.result()))
+            seconds = parts[0].request.call.model.seconds_per_call
+            if seconds is not None and seconds < _QUICK:
+                self._computed(parts, _compute(parts))
+            else:
+                future = self._loop.run_in_executor(self._computing, _compute, parts)
+                future.add_done_callback(lambda future: self._computed(parts, future.result()))
         elif (delay := self._batcher.delay(now)) is not None:
             self._timer = self._loop.call_later(delay, self._go)
 
     def _computed(self, parts: Sequence[Part[_Request]], results: list[Any]) -> None:
         assert self._busy_since is not None
-        self.statistics.compute_duration += time.monotonic() - self._busy_since
+        seconds = time.monotonic() - self._busy_since
+        parts[0].request.call.model.took(seconds)
+        self.statistics.compute_duration += seconds
         self.statistics.execution_count += 1
         self.statistics.inference_count += sum(
             part.rows if part.request.call.key else part.request.call.rows for part in parts

@@ -65,6 +65,8 @@ class ServedModel:
         self.name = runner.name
         self.only_here = runner.only_here() or _unsendable(runner)
         self.alone = "max_batch_size is 1" if max_size == 1 else ""
+        #: Of its calls of late; None before the first.
+        self.seconds_per_call: float | None = None
         self.is_frozen = False
         self._compiled = runner.compiled() if runner.inputs and not self.only_here else None
 
@@ -98,6 +100,11 @@ class ServedModel:
     def _zeros(self, rows: int) -> list[Any]:
         return [_repeated(port.zeros(), port, rows) for port in self.runner.inputs]
 
+    def took(self, seconds: float) -> None:
+        """Take note of how long a call took."""
+        before = seconds if self.seconds_per_call is None else self.seconds_per_call
+        self.seconds_per_call = 0.9 * before + 0.1 * seconds
+
     def facts(self) -> dict[str, Any]:
         """What whoever asks has to know; JSON-friendly."""
         return {
@@ -127,7 +134,7 @@ class ServedModel:
             rows = count_rows(values)
         key = None
         if not self.alone and rows:
-            key = self.name, id(compiled), tuple((str(value.dtype), value.shape[1:]) for value in values)
+            key = self.name, id(compiled), tuple((value.dtype, value.shape[1:]) for value in values)
         return Call(self, compiled, values, rows, key, batch_size)
 
 

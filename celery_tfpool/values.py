@@ -7,6 +7,7 @@ model: who calls says which shape and dtype are wanted.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +52,12 @@ def dtype_of(value: Any) -> str:
     """TensorFlow's name for the dtype of an array or tensor."""
     if is_tensor(value):
         return str(value.dtype.name)
-    return "string" if value.dtype.kind in "USOT" else str(value.dtype)
+    return _name_of(value.dtype)
+
+
+@functools.cache  # NumPy makes a name anew each time, which takes longer than all else here
+def _name_of(dtype: Any) -> str:
+    return "string" if dtype.kind in "USOT" else str(dtype)
 
 
 def sketch(x: Any) -> str:
