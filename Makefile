@@ -6,7 +6,7 @@ PYTEST_OPTIONS ?= -n 3 --dist worksteal
 VENV = .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-oldest lint conformance conformance-oldest conformance-baseline docs bench parity transcript clean
+.PHONY: demo test test-oldest lint conformance conformance-oldest conformance-baseline docs bench parity chaos transcript clean
 
 # -- the main job: real predictions through a real worker, no server needed
 
@@ -77,6 +77,10 @@ bench: .venv/.dev servers
 
 parity: .venv/.dev
 	$(VENV) benchmarks/parity.py
+
+# 5,000 tasks under which children and predictors are killed at random.
+chaos: .venv/.dev servers
+	TFPOOL_CHAOS_TASKS=5000 $(VENV) -m pytest -n 0 -o timeout=1800 tests/test_predictor_chaos.py
 
 transcript: .venv-oldest/.done
 	.venv-oldest/bin/python benchmarks/fork_hang.py

@@ -1,0 +1,66 @@
+"""Children and predictors killed at random under load: every task ends, with the right number.
+
+``TFPOOL_CHAOS_TASKS=5000`` (``make chaos``) runs it for minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import signal
+import threading
+import time
+from collections import Counter
+
+import psutil
+from conftest import PATIENCE, StartWorker, Worker
+
+TASKS = int(os.environ.get("TFPOOL_CHAOS_TASKS", "600"))
+#: Seconds from one kill to the next; a predictor that was never ready three times in a row would stop the worker.
+BETWEEN = (0.5, 2.0)
+
+
+def killer(worker: Worker, killed: Counter[str], stop: threading.Event) -> None:
+    """Kill a child or a ready predictor from time to time."""
+    chance = random.Random(7)
+    while not stop.wait(chance.uniform(*BETWEEN)):
+        log = worker.log
+        ready = {int(pid) for pid in re.findall(r"predictor \d+ \(pid (\d+)\): ready", log)}
+        started = {int(pid) for pid in re.findall(r"predictor \d+ \(pid (\d+)\)", log)}
+        alive = {process.pid for process in psutil.Process(worker.process.pid).children()}
+        kinds = {"predictor": sorted(alive & ready), "child": sorted(alive - started - starting(alive))}
+        kind = chance.choice(sorted(kinds))
+        if kinds[kind]:
+            os.kill(chance.choice(kinds[kind]), signal.SIGKILL)
+            killed[kind] += 1
+
+
+def starting(pids: set[int]) -> set[int]:
+    """Those that are so young that they may be predictors that have said nothing yet."""
+    now, young = time.time(), set()
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if now - psutil.Process(pid).create_time() < 3:
+                young.add(pid)
+    return young
+
+
+def test_chaos(start_worker: StartWorker) -> None:
+    conf = {"tf_model_path": "proj:trapped_model", "tf_predictors": 2, "worker_prefetch_multiplier": 1}
+    worker = start_worker("-c", "4", conf=conf)
+    killed: Counter[str] = Counter()
+    stop = threading.Event()
+    thread = threading.Thread(target=killer, args=(worker, killed, stop))
+    thread.start()
+    try:
+        results = [worker.send("double_whatever_dies", number / 4 + 1000) for number in range(TASKS)]
+        answers = [result.get(timeout=PATIENCE + TASKS / 20) for result in results]
+    finally:
+        stop.set()
+        thread.join()
+    assert [number / 2 + 2000 for number in range(TASKS)] == answers
+    assert killed["child"] > 0
+    assert killed["predictor"] > 0
+    assert 0 == worker.stop()
