@@ -29,7 +29,8 @@ test: .venv/.dev servers test-oldest
 # deadlocks in that Celery's client); TensorFlow comes from .venv.
 test-oldest: .venv-oldest/.done servers
 	.venv-oldest/bin/python -m pytest $(PYTEST_OPTIONS) tests/test_choose_pool.py tests/test_fork_guard.py \
-		tests/test_loading.py tests/test_prefork_features.py
+		tests/test_loading.py tests/test_prefork_features.py tests/test_sharing.py::test_shared \
+		tests/test_predictors.py::test_children_need_no_tensorflow tests/test_predictors.py::test_innocent_requests_survive
 
 .venv/.dev: setup.cfg pyproject.toml | .venv/bin/pip
 	.venv/bin/pip install --quiet --editable '.[dev]'
@@ -71,7 +72,7 @@ lint: .venv/.dev
 docs: .venv/.dev
 	$(VENV) -c 'from celery_tfpool import config; print(config.markdown_page(), end="")' > docs/settings.md
 
-# All suites, 40 minutes; BENCH_OPTIONS=--quick: less of each, 5 minutes.
+# All suites, about 45 minutes; BENCH_OPTIONS=--quick: less of each, 5 minutes.
 bench: .venv/.dev servers
 	$(VENV) benchmarks/bench.py all $(BENCH_OPTIONS)
 

@@ -43,9 +43,11 @@ def main(arguments: list[str]) -> int:
         started = time.monotonic()
         with programs.redis() as url, tqdm(unit="step", dynamic_ncols=True, disable=None) as progress:
             session = Session(url, name, options.quick, options.only, progress)
-            SUITES[name].run(session)
-        seconds = time.monotonic() - started
-        print(report.write(name, SUITES[name], session.rows, output, quick=options.quick, seconds=seconds))
+            try:
+                SUITES[name].run(session)
+            finally:  # what was measured before something broke is kept
+                seconds = time.monotonic() - started
+                print(report.write(name, SUITES[name], session.rows, output, quick=options.quick, seconds=seconds))
     return 0
 
 

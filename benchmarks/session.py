@@ -18,7 +18,6 @@ import numpy as np
 import programs
 from celery import Celery
 from contestants import CONTESTANTS, Contestant
-from environments import CannotInstall
 from models import payload
 from programs import Failed, Worker
 from tqdm import tqdm
@@ -66,8 +65,8 @@ class Session:
         """A contestant that fails is a row that says so, and the suite goes on."""
         try:
             yield
-        except (Failed, CannotInstall, subprocess.SubprocessError, OSError) as exc:
-            self.rows.append({**row, "failed": " ".join(str(exc).split())})
+        except Exception as exc:  # whatever goes wrong with one contestant, the others go on
+            self.rows.append({**row, "failed": f"{type(exc).__name__}: {' '.join(str(exc).split())}"})
 
     @contextlib.contextmanager
     def worker(
@@ -99,7 +98,8 @@ class Session:
             check=False,
         )
         if done.returncode:
-            raise Failed(done.stderr.strip().splitlines()[-1])
+            last = done.stderr.strip().splitlines()[-1:] or [f"{script} ended with {done.returncode}"]
+            raise Failed(last[0])
         return json.loads(done.stdout)
 
     def build(self, models: Sequence[str]) -> None:
