@@ -79,7 +79,8 @@ class Handle:
                 list for a model with one input; a list, tuple or dict of them
                 for several.  Numbers are cast to the input's dtype as Keras
                 does.  0 rows give 0 rows.
-            batch_size: rows per compiled call; 32 as in Keras.
+            batch_size: rows per compiled call; 32 as in Keras.  With predictors
+                ``tf_max_batch_size`` decides instead.
             verbose: accepted for Keras's sake; no progress bar is drawn.
             steps, callbacks: as in Keras; with either, and for a dataset,
                 generator or the like as ``x``, Keras itself predicts.
@@ -92,6 +93,8 @@ class Handle:
             InvalidInputError: shape, dtype, number or names of the inputs do
                 not fit; says what was expected and what came.
             ModelLoadError: the first use failed to load the model.
+            PredictionError, PredictionTimeout, PredictorOverloaded, PredictorUnavailable:
+                a predictor gave no answer; the base of all is `TFPoolError`.
         """
         runner = self._lazy.who_predicts()
         if steps is None and callbacks is None and runner.takes(x):

@@ -68,14 +68,14 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
         except ForkGuardError as exc:
             logger.critical("%s", exc)
             raise WorkerShutdown(EX_FAILURE) from exc
+        # What is there now stays for all children and predictors: the collector would write to the pages of each
+        # object it looks at, and so copy them, in each of these processes.
+        gc.collect()
+        gc.freeze()
         self._fork_lock = threading.Lock()
         self._start_predictors()
         self.options["plan"] = self.plan
         self.options["fork_lock"] = self._fork_lock
-        # What is there now stays for all children: the collector would write to the pages of each object it looks
-        # at, and so copy them, in each child.
-        gc.collect()
-        gc.freeze()
         super().on_start()
 
     def on_stop(self) -> None:

@@ -162,11 +162,6 @@ def run(parts: Sequence[Part[Call]]) -> list[Any]:
     return list(_divided(outputs, [part.rows for part in parts]))
 
 
-def run_alone(call: Call) -> Any:
-    """The outputs of a request, computed by itself."""
-    return call.compiled.in_batches(call.values, call.rows, call.batch_size)
-
-
 def _joined(pieces: list[Any]) -> Any:
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
