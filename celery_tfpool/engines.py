@@ -46,9 +46,12 @@ class _Watched:
 
     child_class: type[Worker]
 
-    def __init__(self, *args: Any, plan: Plan, fork_lock: AbstractContextManager[Any], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, plan: Plan, fork_lock: AbstractContextManager[Any] | None = None, **kwargs: Any
+    ) -> None:
         self.plan = plan
-        self._fork_lock = fork_lock
+        #: Held while a child is started, if others start processes too.
+        self._fork_lock = fork_lock or contextlib.nullcontext()
         self.children: dict[int, ChildState] = {}
         self._crash_loop = CrashLoop(MAX_FAILED_STARTS)
         self._stopping = False
