@@ -66,7 +66,8 @@ class Session:
         try:
             yield
         except Exception as exc:  # whatever goes wrong with one contestant, the others go on
-            self.rows.append({**row, "failed": f"{type(exc).__name__}: {' '.join(str(exc).split())}"})
+            kind = "" if isinstance(exc, (Failed, CannotInstall)) else f"{type(exc).__name__}: "
+            self.rows.append({**row, "failed": kind + " ".join(str(exc).split())})
 
     @contextlib.contextmanager
     def worker(

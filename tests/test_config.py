@@ -9,7 +9,7 @@ import pytest
 from celery import Celery
 
 from celery_tfpool import config
-from celery_tfpool.config import Settings
+from celery_tfpool.config import ModelPath, Settings
 from celery_tfpool.errors import SettingsError
 
 
@@ -20,15 +20,15 @@ def test_defaults() -> None:
 
 def test_several_models() -> None:
     """A dict names its models; a lone path has the name "default"."""
-    assert (("a", "x.keras"), ("b", "m:f")) == config.read(
+    assert (ModelPath("a", "x.keras"), ModelPath("b", "m:f")) == config.read(
         {"tf_model_path": {"a": "x.keras", "b": "m:f"}}, {}
     ).model_path
-    assert (("default", "x.keras"),) == config.read({"tf_model_path": Path("x.keras")}, {}).model_path
+    assert (ModelPath("default", "x.keras"),) == config.read({"tf_model_path": Path("x.keras")}, {}).model_path
 
 
 def test_environment_goes_before_configuration() -> None:
     settings = config.read({"tf_model_path": "conf.keras"}, {"CELERY_TF_MODEL_PATH": "env.keras"})
-    assert (("default", "env.keras"),) == settings.model_path
+    assert (ModelPath("default", "env.keras"),) == settings.model_path
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_namespace() -> None:
     """Django's settings: CELERY_TF_…; other people's TF_… are not ours."""
     app = Celery(set_as_current=False)
     app.config_from_object({"CELERY_TF_MODEL_PATH": "x.keras", "TF_ENABLE_ONEDNN_OPTS": 1}, namespace="CELERY")
-    assert (("default", "x.keras"),) == config.check(app.conf, {}, "CELERY").model_path
+    assert (ModelPath("default", "x.keras"),) == config.check(app.conf, {}, "CELERY").model_path
 
     app = Celery(set_as_current=False)
     app.config_from_object({"CELERY_TF_MODEL_PAHT": "x.keras"}, namespace="CELERY")

@@ -164,7 +164,7 @@ _numbers = itertools.count()
 LISTED = {
     "ragged": (lambda: layer(tf.RaggedTensor.from_tensor), "one of its outputs is a .*Ragged"),
     "sparse": (lambda: layer(tf.sparse.from_dense), "one of its outputs is a .*Sparse"),
-    "names": (lambda: layer(lambda x: {1: x, 2: x}), "names of its inputs or outputs are not strings"),
+    "names": (lambda: layer(lambda x: {1: x, 2: x}), "its inputs or outputs have names that are not strings"),
     "named tuple": (lambda: layer(lambda x: Answer(x, x)), "its inputs or outputs are a named tuple"),
     "predict": (
         lambda: model_with(predict=functools.partialmethod(keras.Model.predict)),

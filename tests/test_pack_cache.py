@@ -20,6 +20,7 @@ import pytest
 from conftest import make_model, quiet, wait_until
 
 from celery_tfpool import pack, pack_cache, runtime
+from celery_tfpool.inputs import Named
 from celery_tfpool.pack_cache import CacheUnusable, PackCache, fingerprint
 from celery_tfpool.runner import CannotPack
 
@@ -72,7 +73,7 @@ def fake(size: int = 100) -> Callable[[str], None]:
     def make(folder: str) -> None:
         Path(folder, "graph.pb").write_bytes(os.urandom(size))
         files = {"graph.pb": pack._facts(os.path.join(folder, "graph.pb"))}
-        manifest = pack.Manifest("f", pack.Named([], []), [], [], {}, files)
+        manifest = pack.Manifest("f", Named([], []), [], [], {}, files)
         Path(folder, "pack.json").write_text(pack.json.dumps(manifest.to_json()))
 
     return make

@@ -247,8 +247,9 @@ def test_innocent_requests_survive(start_worker: StartWorker, engine: str) -> No
 
 def test_dead_child_takes_its_request_along(start_worker: StartWorker) -> None:
     worker = start_worker("-c", "2", conf=TRAPPED)
-    busy = worker.send("double", 103)
-    wait_until(lambda: "double" in worker.log, "the first task")
+    busy = worker.send("double", 140)
+    worker.wait_for(r"Task proj\.double\[.* received")
+    assert 0 == statistics(worker)["pending_request_count"]
     lost = worker.send("double", 20)
     wait_until(lambda: statistics(worker)["pending_request_count"] == 1, "a request that waits")
     for child in worker.stats()["pool"]["processes"]:

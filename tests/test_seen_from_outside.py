@@ -38,6 +38,7 @@ def test_banner_and_stats(start_worker: StartWorker, digits: str, engine: str) -
         "models": {"sum": digits},
         "load": "lazy",
         "start_method": "fork",
+        "predictors": [],
         "threads": {"intra_op": usable_cores(), "inter_op": usable_cores()},
     } == stats
     assert [0, worker.children()[0], True] == [child[key] for key in ("slot", "pid", "ready")]
