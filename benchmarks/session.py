@@ -18,6 +18,7 @@ import numpy as np
 import programs
 from celery import Celery
 from contestants import CONTESTANTS, Contestant
+from environments import CannotInstall
 from models import payload
 from programs import Failed, Worker
 from tqdm import tqdm
