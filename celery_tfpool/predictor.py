@@ -383,8 +383,8 @@ def _compute(parts: Sequence[Part[_Request]]) -> list[Any]:
     return [_alone(call) for call in calls]
 
 
-def _alone(call: Part[Call]) -> Any:
-    whole, part = call.request, call
+def _alone(part: Part[Call]) -> Any:
+    whole = part.request
     values = [value[part.start : part.stop] for value in whole.values] if whole.key else whole.values
     try:
         return whole.compiled.in_batches(values, part.rows if whole.key else whole.rows, whole.batch_size)

@@ -20,6 +20,7 @@ import numpy as np
 from . import freezing
 from .arrays import CannotEncode
 from .batching import Part
+from .models import BATCH_SIZE
 from .pack_runner import PackRunner
 from .ports import Port
 from .runner import CannotPack, Compiled, Runner, count_rows
@@ -27,8 +28,6 @@ from .values import short
 
 logger = logging.getLogger(__name__)
 
-#: Rows of one call where a request is computed alone and does not say, as in Keras.
-BATCH_SIZE = 32
 #: By how much, relative to the largest, outputs of a row may differ when it is computed with others.
 _TOLERANCE, _TOLERANCE_16_BIT = 1e-3, 5e-2
 
