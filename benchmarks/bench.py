@@ -1,6 +1,6 @@
 """Every claim of speed, memory and start-up, measured beside what users would pick instead.
 
-    python benchmarks/bench.py all|throughput|coldstart|memory|overhead|leak [--quick] [--only stock,tfpool]
+    python benchmarks/bench.py all|throughput|coldstart|memory|overhead|leak|soak [--quick] [--only stock,tfpool]
 
 Starts real workers on a Redis of its own.  Prints a table and writes it, a
 picture and JSON to ``benchmarks/results/``; with ``--quick`` to
@@ -18,7 +18,7 @@ import programs
 import report
 from contestants import CONTESTANTS
 from session import Session
-from suites import coldstart, leak, memory, overhead, throughput
+from suites import coldstart, leak, memory, overhead, soak, throughput
 from tqdm import tqdm
 
 RESULTS = Path(__file__).parent / "results"
@@ -28,7 +28,10 @@ SUITES = {
     "memory": memory,
     "overhead": overhead,
     "leak": leak,
+    "soak": soak,
 }
+#: Ten minutes that compare nothing: run when asked for.
+NOT_IN_ALL = ("soak",)
 
 
 def main(arguments: list[str]) -> int:
@@ -39,7 +42,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--output", metavar="DIR", type=Path, help="where results go")
     options = parser.parse_args(arguments)
     output = options.output or (RESULTS / "quick" if options.quick else RESULTS)
-    for name in SUITES if options.suite == "all" else [options.suite]:
+    several = [name for name in SUITES if name not in NOT_IN_ALL]
+    for name in several if options.suite == "all" else [options.suite]:
         started = time.monotonic()
         with programs.redis() as url, tqdm(unit="step", dynamic_ncols=True, disable=None) as progress:
             session = Session(url, name, options.quick, options.only, progress)

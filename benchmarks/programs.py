@@ -25,6 +25,12 @@ PATIENCE = 120.0
 SILENCE = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
 
 
+def environment() -> dict[str, str]:
+    """The variables of whatever is measured: without what only the harness needs, and Keras imports where it is."""
+    path = os.pathsep.join([str(APPS), str(HERE / "lean")])
+    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": path}
+
+
 class Failed(Exception):
     """A contestant could not do its part; its message goes into the table."""
 
@@ -91,9 +97,13 @@ class Memory:
 def running(command: list[str], variables: dict[str, str]) -> Iterator[Program]:
     """A program, stopped in the end with all that it started."""
     with tempfile.NamedTemporaryFile(prefix="bench-", suffix=".log") as log:
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(APPS), **variables}
         process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, cwd=APPS
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**environment(), **variables},
+            cwd=APPS,
         )
         program = Program(process, Path(log.name))
         try:

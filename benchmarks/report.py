@@ -114,7 +114,9 @@ def _ratio(value: float, rows: list[Row], *path: str, **wanted: Any) -> str:
 
 
 def _color(key: str) -> str:
-    return OURS if key in ("tfpool", "unshared", "first") else LIMITS if key in ("noop", "plain") else OTHERS
+    if key in ("tfpool", "predictors", "unshared", "first"):
+        return OURS
+    return LIMITS if key in ("noop", "plain") else OTHERS
 
 
 # -- throughput ------------------------------------------------------------------
@@ -242,16 +244,17 @@ def _memory_table(rows: list[Row]) -> str:
     for model in _values(rows, "model"):
         found = _good(rows, model=model)
         sizes = _values(found, "children")
+        compared = max(_values(_good(found, contestant="stock"), "children"), default=max(sizes, default=0))
         lines = []
         for key in _values(found, "contestant"):
             own = {row["children"]: row for row in _good(found, contestant=key)}
             cells = [f"{own[size]['pss'] / 1e6:,.0f}" if size in own else "—" for size in sizes]
             if None in own:  # one process, whatever the concurrency
                 cells = [f"{own[None]['pss'] / 1e6:,.0f}"] * len(sizes)
-            last = own.get(None) or own[max(own)]
-            stock = _ratio(last["pss"], found, "pss", children=max(sizes, default=0))
+            last = own.get(None) or own.get(compared) or own[max(own)]
+            stock = _ratio(last["pss"], found, "pss", children=compared)
             lines.append([NAMES[key], *cells, stock, f"{last['private_per_child'] / 1e6:,.0f}"])
-        headers = ["PSS in MB, by children", *map(str, sizes), "× stock", "private MB of one child"]
+        headers = ["PSS in MB, by children", *map(str, sizes), f"× stock with {compared}", "private MB of one child"]
         parts.append(f"## {TITLES[model]}\n\n{_table(lines, headers)}\n")
     return "\n".join(parts)
 
@@ -266,7 +269,7 @@ def _memory_picture(rows: list[Row]) -> Any:
             own = _good(found, contestant=key)
             points = [(row["children"], row["pss"] / 1e6) for row in own if row["children"]]
             points = points or [(size, own[0]["pss"] / 1e6) for size in sizes]
-            style = {"color": OURS, "linewidth": 3} if key == "tfpool" else {"linewidth": 1}
+            style = {"color": OURS, "linewidth": 3} if key in ("tfpool", "predictors") else {"linewidth": 1}
             ax.plot(*zip(*points, strict=True), marker="o", markersize=3, label=NAMES[key], **style)
         ax.set_xticks(sizes)
         ax.set_ylim(bottom=0)
@@ -346,11 +349,43 @@ def _leak_picture(rows: list[Row]) -> Any:
     figure, ax = pyplot.subplots(figsize=(8, 4))
     for key in _values(_good(rows), "contestant"):
         points = [(row["predictions"], row["private"] / 1e6) for row in _good(rows, contestant=key)]
-        style = {"color": OURS, "linewidth": 3} if key == "tfpool" else {"linewidth": 1}
+        style = {"color": OURS, "linewidth": 3} if key in ("tfpool", "predictors") else {"linewidth": 1}
         ax.plot(*zip(*points, strict=True), label=NAMES[key], **style)
     ax.set_ylim(bottom=0)
     ax.set_xlabel("predictions of 1 to 64 rows")
     ax.set_ylabel("private MB of the child")
+    ax.legend(fontsize=7)
+    return figure
+
+
+# -- soak --------------------------------------------------------------------------
+
+_PARTS = {"main": "worker main", "children": "all children", "others": "predictors", "pss": "PSS of the whole worker"}
+
+
+def _soak_table(rows: list[Row]) -> str:
+    lines = []
+    for key in _values(_good(rows), "contestant"):
+        own = _good(rows, contestant=key)
+        half = own[len(own) // 2 :]
+        minutes = (half[-1]["seconds"] - half[0]["seconds"]) / 60
+        for part, title in _PARTS.items():
+            sizes = [row[part] / 1e6 for row in own]
+            growth = (half[-1][part] - half[0][part]) / 1e6 / minutes
+            cells = [f"{own[-1]['tasks']:,}", f"{sizes[0]:,.1f}", f"{sizes[-1]:,.1f}", f"{growth:+.2f}"]
+            lines.append([f"{NAMES[key]}: {title}", *cells])
+    return _table(lines, ["", "tasks", "MB at first", "MB at last", "MB per minute in the second half"]) + "\n"
+
+
+def _soak_picture(rows: list[Row]) -> Any:
+    figure, ax = pyplot.subplots(figsize=(8, 4))
+    for key in _values(_good(rows), "contestant"):
+        own = _good(rows, contestant=key)
+        for part, title in _PARTS.items():
+            ax.plot([row["seconds"] for row in own], [row[part] / 1e6 for row in own], label=f"{NAMES[key]}: {title}")
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("seconds, 32 tasks in flight")
+    ax.set_ylabel("MB")
     ax.legend(fontsize=7)
     return figure
 
@@ -361,6 +396,7 @@ _TABLES = {
     "memory": _memory_table,
     "overhead": _overhead_table,
     "leak": _leak_table,
+    "soak": _soak_table,
 }
 _PICTURES = {
     "throughput": _throughput_picture,
@@ -368,4 +404,5 @@ _PICTURES = {
     "memory": _memory_picture,
     "overhead": _overhead_picture,
     "leak": _leak_picture,
+    "soak": _soak_picture,
 }

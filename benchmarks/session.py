@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -94,7 +93,7 @@ class Session:
         done = subprocess.run(
             [sys.executable, script, *arguments],
             cwd=programs.APPS,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **self.variables(models)},
+            env={**programs.environment(), **self.variables(models)},
             capture_output=True,
             text=True,
             check=False,

@@ -212,6 +212,7 @@ class Predictor:
         self._board = LoadBoard(job.folder)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._going = False
         #: Since when a batch is being computed, and of how many rows.
         self._busy_since: float | None = None
         self._busy_rows = 0
@@ -236,7 +237,7 @@ class Predictor:
             raise BadMessage(f"a request that makes no sense ({type(exc).__name__}: {exc})") from exc
         else:
             conversation.request = request
-            self._go()
+            self._go_soon()
 
     def _request(self, conversation: _Conversation, head: dict[str, Any], body: memoryview) -> _Request:
         model = self.models[head["model"]]
@@ -263,8 +264,15 @@ class Predictor:
         self._batcher.remove(request)
         self._tell_load()
 
+    def _go_soon(self) -> None:
+        """`_go` when all that has come by now is received, and can share the batch."""
+        if not self._going:
+            self._going = True
+            self._loop.call_soon(self._go)
+
     def _go(self) -> None:
         """Start the next batch if one is due and nothing is being computed."""
+        self._going = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -280,7 +288,10 @@ class Predictor:
                     self.statistics.queue_duration += now - part.request.arrived
             seconds = parts[0].request.call.model.seconds_per_call
             if seconds is not None and seconds < _QUICK:
-                self._computed(parts, _compute(parts))
+                results = _compute(parts)
+                self._account(parts)
+                self._answer(parts, results)
+                self._go_soon()
             else:
                 future = self._loop.run_in_executor(self._computing, _compute, parts)
                 future.add_done_callback(lambda future: self._computed(parts, future.result()))
@@ -288,6 +299,11 @@ class Predictor:
             self._timer = self._loop.call_later(delay, self._go)
 
     def _computed(self, parts: Sequence[Part[_Request]], results: list[Any]) -> None:
+        self._account(parts)
+        self._go()  # first what computes, then what sends
+        self._answer(parts, results)
+
+    def _account(self, parts: Sequence[Part[_Request]]) -> None:
         assert self._busy_since is not None
         seconds = time.monotonic() - self._busy_since
         parts[0].request.call.model.took(seconds)
@@ -297,7 +313,8 @@ class Predictor:
             part.rows if part.request.call.key else part.request.call.rows for part in parts
         )
         self._busy_since, self._busy_rows = None, 0
-        self._go()  # first what computes, then what sends
+
+    def _answer(self, parts: Sequence[Part[_Request]], results: list[Any]) -> None:
         for part, result in zip(parts, results, strict=True):
             if not part.request.abandoned:
                 self._deliver(part, result)

@@ -8,6 +8,7 @@ to Celery's worker blueprint, where it does nothing for other pools.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import multiprocessing
@@ -18,6 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 import celery
+from billiard.util import get_pdeathsig
 from celery.concurrency.prefork import TaskPool
 from celery.exceptions import WorkerShutdown
 from celery.platforms import EX_FAILURE
@@ -68,6 +70,10 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
         except ForkGuardError as exc:
             logger.critical("%s", exc)
             raise WorkerShutdown(EX_FAILURE) from exc
+        # Each child calls billiard's set_pdeathsig, which imports a C parser where cffi is installed: 50 ms and 10 MB.
+        # Its harmless twin brings that here, once.
+        with contextlib.suppress(OSError):
+            get_pdeathsig()
         # What is there now stays for all children and predictors: the collector would write to the pages of each
         # object it looks at, and so copy them, in each of these processes.
         gc.collect()

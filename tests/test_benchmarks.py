@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import with_everything
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -18,7 +19,7 @@ def bench(output: Path, *arguments: str, **variables: str) -> tuple[str, dict[st
     """Run a suite quickly; what it printed, and its JSON."""
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "bench.py"), *arguments, "--quick", "--output", str(output)],
-        env={**os.environ, **variables},
+        env={**with_everything(os.environ), **variables},
         capture_output=True,
         text=True,
         timeout=350,

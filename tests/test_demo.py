@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Program, marked
+from conftest import Program, marked, with_everything
 
 DEMO = Path(__file__).parent.parent / "examples" / "digits" / "demo.py"
 
@@ -25,7 +25,7 @@ class Demo(Program):
         self.home = folder.parent / f"{folder.name}-home"
         self.home.mkdir()
         environ = {
-            **os.environ,
+            **with_everything(os.environ),
             "TMPDIR": str(folder),
             "HOME": str(self.home),
             "TFPOOL_TEST_MARK": self.mark,

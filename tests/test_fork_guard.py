@@ -8,7 +8,7 @@ from pathlib import Path
 import celery
 import pytest
 from celery.exceptions import TimeLimitExceeded
-from conftest import StartWorker, Worker
+from conftest import StartWorker, Worker, python_path
 
 SPAWNS = celery.VERSION >= (5, 7)
 
@@ -53,7 +53,7 @@ def start_app(start_worker: StartWorker, digits: str, tmp_path: Path):  # type: 
     def start(*arguments: str, line: str, model: str = "__import__('celery_tfpool').get_model()", **options):  # type: ignore[no-untyped-def]
         (tmp_path / "app.py").write_text(APP.format(line=line.format(path=digits), model=model))
         options["conf"] = {"tf_model_path": digits} | options.get("conf", {})
-        return start_worker("-c", "2", *arguments, app="app", env={"PYTHONPATH": str(tmp_path)}, **options)
+        return start_worker("-c", "2", *arguments, app="app", env=python_path(tmp_path), **options)
 
     return start
 

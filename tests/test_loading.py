@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
-from conftest import APPS, PATIENCE, StartWorker, Worker, make_model, quiet, wait_until
+from conftest import APPS, PATIENCE, StartWorker, Worker, make_model, python_path, quiet, wait_until
 
 from celery_tfpool import ModelLoadError, UnknownModelError
 
@@ -146,7 +146,7 @@ def test_no_tensorflow(start_worker: StartWorker, digits: str, tmp_path: Path) -
         "find = PathFinder.find_spec\n"
         "PathFinder.find_spec = lambda name, *rest: None if name.startswith('tensorflow') else find(name, *rest)\n"
     )
-    env = {"PYTHONPATH": str(tmp_path)}
+    env = python_path(tmp_path)
     worker = start_worker("-c", "1", conf={"tf_model_path": digits}, env=env, wait=False)
     assert 1 == worker.wait()
     assert "tf_model_path: TensorFlow is not installed. Install it: pip install" in worker.log

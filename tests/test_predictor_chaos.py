@@ -33,8 +33,9 @@ def killer(worker: Worker, killed: Counter[str], stop: threading.Event) -> None:
         kinds = {"predictor": sorted(alive & ready), "child": sorted(alive - started - starting(alive))}
         kind = chance.choice(sorted(kinds))
         if kinds[kind]:
-            os.kill(chance.choice(kinds[kind]), signal.SIGKILL)
-            killed[kind] += 1
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(chance.choice(kinds[kind]), signal.SIGKILL)
+                killed[kind] += 1
 
 
 def starting(pids: set[int]) -> set[int]:

@@ -253,7 +253,7 @@ def test_dead_child_takes_its_request_along(start_worker: StartWorker) -> None:
     lost = worker.send("double", 20)
     wait_until(lambda: statistics(worker)["pending_request_count"] == 1, "a request that waits")
     for child in worker.stats()["pool"]["processes"]:
-        if any(psutil.Process(child).connections(kind="unix")):
+        if any(psutil.Process(child).net_connections(kind="unix")):
             os.kill(child, signal.SIGKILL)
     wait_until(lambda: statistics(worker)["pending_request_count"] == 0, "an empty queue")
     for result in (busy, lost):
