@@ -2,11 +2,11 @@
 PYTHON ?= python3
 OLDEST_CELERY = 5.5.0
 # Most tests wait for a worker most of the time.
-PYTEST_OPTIONS ?= -n 3 --dist worksteal
+PYTEST_OPTIONS ?= -n 4 --dist worksteal
 VENV = .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-oldest lint conformance conformance-oldest conformance-baseline docs bench parity chaos transcript clean
+.PHONY: demo test test-oldest lint conformance conformance-oldest conformance-baseline docs bench parity chaos soak transcript clean
 
 # -- the main job: real predictions through a real worker, no server needed
 
@@ -29,7 +29,9 @@ test: .venv/.dev servers test-oldest
 # deadlocks in that Celery's client); TensorFlow comes from .venv.
 test-oldest: .venv-oldest/.done servers
 	.venv-oldest/bin/python -m pytest $(PYTEST_OPTIONS) tests/test_choose_pool.py tests/test_fork_guard.py \
-		tests/test_loading.py tests/test_prefork_features.py tests/test_sharing.py::test_shared \
+		tests/test_prefork_features.py tests/test_sharing.py::test_shared tests/test_loading.py::test_eager \
+		tests/test_loading.py::test_eager_load_that_takes_too_long \
+		tests/test_loading.py::test_slow_load_in_first_and_replaced_children \
 		tests/test_predictors.py::test_children_need_no_tensorflow tests/test_predictors.py::test_innocent_requests_survive
 
 .venv/.dev: setup.cfg pyproject.toml | .venv/bin/pip
@@ -82,6 +84,10 @@ parity: .venv/.dev
 # 5,000 tasks under which children and predictors are killed at random.
 chaos: .venv/.dev servers
 	TFPOOL_CHAOS_TASKS=5000 $(VENV) -m pytest -n 0 -o timeout=1800 tests/test_predictor_chaos.py
+
+# Ten minutes of steady load on predictors: does the memory of any process grow?
+soak: .venv/.dev servers
+	$(VENV) benchmarks/bench.py soak $(BENCH_OPTIONS)
 
 transcript: .venv-oldest/.done
 	.venv-oldest/bin/python benchmarks/fork_hang.py
