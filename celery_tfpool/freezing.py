@@ -1,12 +1,14 @@
-"""Turn a model's variables into constants, which TensorFlow can compute with in advance.
+"""Make calls of a model faster where one process predicts for all.
+
+`frozen` turns variables into constants, which TensorFlow can compute with in advance.
 
 On convolutional networks a frozen call is up to 1.7 times as fast, since
 batch normalisation is folded into the convolutions and their weights are laid
 out once (``shared/experiments/freeze_gain.py``).  Each process then has a copy
 of its own, so this is for the few that predict for all: predictors.
 
-Private name used, because there is no public way:
-``convert_variables_to_constants_v2`` of TensorFlow.
+Private names used, because there is no public way: of TensorFlow
+``convert_variables_to_constants_v2`` and ``function_executor_type``.
 """
 
 from __future__ import annotations
@@ -62,11 +64,27 @@ def _of(function: Any, outputs: Any) -> Compiled:
 
 def faster(plain: Compiled, other: Compiled, values: list[Any]) -> Compiled:
     """``other`` if it is worth it on ``values``, measured here and now; else ``plain``."""
-    seconds: dict[int, list[float]] = {0: [], 1: []}
-    for _ in range(_ROUNDS):
-        for number, call in enumerate((plain, other)):
-            seconds[number].append(_time(call, values))
-    return other if min(seconds[0][1:]) > _GAIN * min(seconds[1][1:]) else plain
+    return other if fastest(plain, values) > _GAIN * fastest(other, values) else plain
+
+
+def in_one_thread(plain: Compiled) -> Compiled:
+    """A call like ``plain`` whose operations run one after another in the thread that calls.
+
+    It has no other thread to wake, which on busy cores takes longer than all
+    that a small model computes.  Loops and branches in the graph make it raise.
+    """
+    from tensorflow.python.eager import context
+
+    def call(*values: Any) -> Any:
+        with context.function_executor_type("SINGLE_THREADED_EXECUTOR"):
+            return plain.function(*values)
+
+    return Compiled(call, plain.outputs, plain.graph_def)
+
+
+def fastest(call: Callable[..., Any], values: list[Any]) -> float:
+    """Seconds of the fastest of several calls; the first, which prepares, does not count."""
+    return min([_time(call, values) for _ in range(_ROUNDS)][1:])
 
 
 def _time(call: Callable[..., Any], values: list[Any]) -> float:

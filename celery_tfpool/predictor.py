@@ -1,7 +1,7 @@
 """A process that owns models and predicts for all children, batching their requests.
 
 One event loop receives, decides and answers; one thread beside it computes,
-unless a model's calls are over in a moment.  So requests gather while a batch is
+unless a model's calls are sure to be over in a moment.  So requests gather while a batch is
 computed, and the next batch starts before the answers of the last one are sent.
 
 Whoever asks has one connection for each request in flight.  A connection that
@@ -47,9 +47,6 @@ from .values import concatenate, short
 from .watching import GRACE
 
 logger = logging.getLogger(__name__)
-
-#: Seconds of a call that is computed in the event loop: to wake the other thread and be woken takes as long.
-_QUICK = 1e-3
 
 
 @dataclass(frozen=True)
@@ -286,8 +283,8 @@ class Predictor:
                 if part.request.started is None:
                     part.request.started = now
                     self.statistics.queue_duration += now - part.request.arrived
-            seconds = parts[0].request.call.model.seconds_per_call
-            if seconds is not None and seconds < _QUICK:
+            if parts[0].request.call.is_quick:
+                # To wake the other thread and be woken would take longer, on busy cores much longer.
                 results = _compute(parts)
                 self._account(parts)
                 self._answer(parts, results)
@@ -306,7 +303,6 @@ class Predictor:
     def _account(self, parts: Sequence[Part[_Request]]) -> None:
         assert self._busy_since is not None
         seconds = time.monotonic() - self._busy_since
-        parts[0].request.call.model.took(seconds)
         self.statistics.compute_duration += seconds
         self.statistics.execution_count += 1
         self.statistics.inference_count += sum(

@@ -31,6 +31,11 @@ logger = logging.getLogger(__name__)
 #: By how much, relative to the largest, outputs of a row may differ when it is computed with others.
 _TOLERANCE, _TOLERANCE_16_BIT = 1e-3, 5e-2
 
+#: Seconds of a quick call.
+_QUICK = 1e-3
+#: Operations that run Python code, which may take as long as it likes.
+_PYTHON = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
+
 #: Rows on which the plain and the frozen call are compared.
 _FEW = 4
 
@@ -51,6 +56,10 @@ class Call:
     key: Hashable | None
     batch_size: int
 
+    @property
+    def is_quick(self) -> bool:
+        return self.model.is_quick and self.key is not None
+
 
 class ServedModel:
     """A loaded model that predicts for several processes.
@@ -64,9 +73,9 @@ class ServedModel:
         self.name = runner.name
         self.only_here = runner.only_here() or _unsendable(runner)
         self.alone = "max_batch_size is 1" if max_size == 1 else ""
-        #: Of its calls of late; None before the first.
-        self.seconds_per_call: float | None = None
         self.is_frozen = False
+        #: Whether each call is sure to be over in a moment.
+        self.is_quick = False
         self._compiled = runner.compiled() if runner.inputs and not self.only_here else None
 
     def warm_up(self) -> None:
@@ -75,6 +84,7 @@ class ServedModel:
             return
         self.alone = self.alone or _needs_to_be_alone(self._compiled, self.runner.inputs)
         self._freeze()
+        self._hurry()
         try:
             for size in (1, BATCH_SIZE if self.alone else self.max_size):
                 self._compiled(*self._zeros(size))
@@ -96,13 +106,23 @@ class ServedModel:
         except Exception as exc:  # an optimisation that fails costs its gain
             logger.warning("model %r cannot be frozen: %s: %s", self.name, type(exc).__name__, short(exc))
 
+    def _hurry(self) -> None:
+        """See whether calls of whatever comes are quick, if they wake no other thread."""
+        assert self._compiled is not None
+        whatever_comes = all(None not in port.shape[1:] for port in self.runner.inputs)
+        if self.alone or not whatever_comes or self._compiled.operations() & _PYTHON:
+            return
+        quick = freezing.in_one_thread(self._compiled)
+        try:
+            seconds = max(freezing.fastest(quick, self._zeros(size)) for size in (1, self.max_size))
+        except Exception as exc:  # loops and branches, which need several threads, or zeros are not for this model
+            logger.debug("model %r: not in one thread: %s", self.name, short(exc))
+            return
+        if seconds < _QUICK:
+            self._compiled, self.is_quick = quick, True
+
     def _zeros(self, rows: int) -> list[Any]:
         return [_repeated(port.zeros(), port, rows) for port in self.runner.inputs]
-
-    def took(self, seconds: float) -> None:
-        """Take note of how long a call took."""
-        before = seconds if self.seconds_per_call is None else self.seconds_per_call
-        self.seconds_per_call = 0.9 * before + 0.1 * seconds
 
     def facts(self) -> dict[str, Any]:
         """What whoever asks has to know; JSON-friendly."""
