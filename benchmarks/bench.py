@@ -1,6 +1,6 @@
 """Every claim of speed, memory and start-up, measured beside what users would pick instead.
 
-    python benchmarks/bench.py all|throughput|coldstart|memory|overhead|leak|soak [--quick] [--only stock,tfpool]
+    python benchmarks/bench.py all|throughput|crowd|coldstart|memory|overhead|leak|soak [--quick] [--only stock,tfpool]
 
 Starts real workers on a Redis of its own.  Prints a table and writes it, a
 picture and JSON to ``benchmarks/results/``; with ``--quick`` to
@@ -18,12 +18,13 @@ import programs
 import report
 from contestants import CONTESTANTS
 from session import Session
-from suites import coldstart, leak, memory, overhead, soak, throughput
+from suites import coldstart, crowd, leak, memory, overhead, soak, throughput
 from tqdm import tqdm
 
 RESULTS = Path(__file__).parent / "results"
 SUITES = {
     "throughput": throughput,
+    "crowd": crowd,
     "coldstart": coldstart,
     "memory": memory,
     "overhead": overhead,

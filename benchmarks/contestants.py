@@ -29,10 +29,25 @@ class Contestant:
 CONTESTANTS = {
     "stock": Contestant("prefork, model.predict", "stock"),
     # Starts as the stock recipe and is as large.
-    "expert": Contestant("prefork, compiled call, 1 thread per child", "expert", suites=("throughput", "leak")),
-    "spawn": Contestant("prefork with spawn, model.predict", "stock", variables={"BENCH_START_METHOD": "spawn"}),
+    "expert": Contestant(
+        "prefork, compiled call, 1 thread per child", "expert", suites=("throughput", "crowd", "leak")
+    ),
+    # As fast as forked ones once they run, and 32 take minutes to start.
+    "spawn": Contestant(
+        "prefork with spawn, model.predict",
+        "stock",
+        variables={"BENCH_START_METHOD": "spawn"},
+        suites=("throughput", "coldstart", "memory", "leak"),
+    ),
     "threads": Contestant("threads, compiled call", "one_process", pool="threads", one_process=True),
-    "solo": Contestant("solo, compiled call", "one_process", pool="solo", one_process=True, solo=True),
+    "solo": Contestant(
+        "solo, compiled call",
+        "one_process",
+        pool="solo",
+        one_process=True,
+        solo=True,
+        suites=("throughput", "coldstart", "memory", "leak"),
+    ),
     "gevent": Contestant("gevent, compiled call", "one_process", pool="gevent", one_process=True),
     "batches": Contestant(
         "celery-batches (threads), compiled call", "batches", pool="threads", environment="batches", one_process=True

@@ -129,9 +129,7 @@ def _throughput_table(rows: list[Row]) -> str:
         for row in _throughput_rows(rows, model):
             rates, children = row["tasks_per_second"], row.get("children")
             cells = [NAMES[row["contestant"]], children or "", _several(rates)]
-            cells.append(
-                _ratio(rates["median"], rows, "tasks_per_second", "median", model=model, children=children or 2)
-            )
+            cells.append(_ratio(rates["median"], _compared(rows, model, children), "tasks_per_second", "median"))
             if "latency" in row:
                 cells += [_several(row["burst_tasks_per_second"])]
                 cells += [f"{1000 * row['latency'][q]:,.0f}" for q in ("p50", "p95", "p99")]
@@ -150,6 +148,13 @@ def _throughput_table(rows: list[Row]) -> str:
         ]
         parts.append(f"## {TITLES[model]}\n\n{_table(lines, headers)}\n")
     return "\n".join(parts)
+
+
+def _compared(rows: list[Row], model: str, children: int | None) -> list[Row]:
+    """The stock recipe with as many children, or with the next fewer that it was measured with."""
+    own = _good(rows, contestant="stock", model=model)
+    fewer = [row for row in own if children is None or row["children"] <= children]
+    return sorted(fewer, key=lambda row: row["children"], reverse=children is not None)[:1]
 
 
 def _throughput_rows(rows: list[Row], model: str) -> list[Row]:
@@ -392,6 +397,7 @@ def _soak_picture(rows: list[Row]) -> Any:
 
 _TABLES = {
     "throughput": _throughput_table,
+    "crowd": _throughput_table,
     "coldstart": _coldstart_table,
     "memory": _memory_table,
     "overhead": _overhead_table,
@@ -400,6 +406,7 @@ _TABLES = {
 }
 _PICTURES = {
     "throughput": _throughput_picture,
+    "crowd": _throughput_picture,
     "coldstart": _coldstart_picture,
     "memory": _memory_picture,
     "overhead": _overhead_picture,

@@ -23,6 +23,7 @@ from test_parity import for_keras
 from zoo import ZOO, chain
 
 from celery_tfpool import InvalidInputError, packer
+from celery_tfpool.batching import Part
 from celery_tfpool.config import ModelPath, Settings
 from celery_tfpool.loading import load
 from celery_tfpool.models import Handle, Models
@@ -214,6 +215,35 @@ def test_rows_that_depend_on_each_other() -> None:
         "LSTM": "it takes a fixed number of rows",
         "Dense": "",
     } == found
+
+
+def test_calls_that_are_sure_to_be_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the clock says: not those that run Python, loop, branch, or take inputs of any size."""
+    from celery_tfpool import served_model
+    from celery_tfpool.keras_runner import KerasRunner
+
+    monkeypatch.setattr(served_model, "_QUICK", 60.0)
+
+    @keras.saving.register_keras_serializable("test_predictor_parity")
+    class Python(layers.Layer):
+        def call(self, x: Any) -> Any:
+            return tf.ensure_shape(tf.numpy_function(np.negative, [x], tf.float32), x.shape)
+
+    models = {
+        "dense": chain((3,), layers.Dense(2)),
+        "Python": chain((3,), Python()),
+        "loop": chain((5, 3), layers.LSTM(2)),
+        "any size": chain((None, 3), layers.Dense(2)),
+    }
+    found = {}
+    for name, model in models.items():
+        served = served_model.ServedModel(KerasRunner(name, model), 8)
+        served.warm_up()
+        x = np.ones((2, *(size or 4 for size in model.input_shape[1:])), "float32")
+        (outputs,) = served_model.run([Part(served.prepare([x], 32), 0, 2)])
+        assert_close(outputs, model.predict(x, verbose=0))
+        found[name] = served.is_quick
+    assert {"dense": True, "Python": False, "loop": False, "any size": False} == found
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from contestants import NOOP, PLAIN_LOOP, Contestant
@@ -12,43 +13,46 @@ from programs import Worker
 from session import Session, compare, spread, tasks
 from traffic import Client, Window
 
+TITLE = "Tasks per second, and latency from send to result"
 ALL_MODELS = ("mlp", "dense4", "lstm", "mobilenet")
-#: 32 processes with all four take the stock recipe five minutes to start.
-SMALLEST_AND_LARGEST = ("mlp", "mobilenet")
-#: As fast as the stock recipe, and minutes more to start.
-NOT_WITH_32 = "spawn"
 IN_FLIGHT = 32
 BURST = 64
-#: Workers of so many children are kept side by side and measured in turns; larger ones do not fit into 24 GB together.
-TOGETHER = 2
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contestant with so many children, measured on these models."""
+
+    key: str
+    contestant: Contestant
+    children: int
+    models: Sequence[str]
 
 
 def run(session: Session) -> None:
     models = ("mlp", "lstm") if session.quick else ALL_MODELS
-    sizes = (2,) if session.quick else (2, 8, 32)
     contestants = {**session.contestants(), "noop": NOOP}
-    groups = []
-    for children in sizes:
-        ours = {key: c for key, c in contestants.items() if children == sizes[0] or not c.solo}
-        if children == 32 and ours.pop(NOT_WITH_32, None):
-            reason = "not measured: as with 8, and takes minutes to start"
-            session.rows.append({"contestant": NOT_WITH_32, "children": children, "failed": reason})
-        groups += [(children, ours)] if children <= TOGETHER else [(children, {key: c}) for key, c in ours.items()]
-    # Many children take minutes to start.
-    rounds = 1 if session.quick else 3
-    steps = [len(group) * (1 + (rounds if children <= TOGETHER else 1)) for children, group in groups]
-    session.steps(1 + sum(steps))
-    _plain_loop(session, models)
-    for children, group in groups:
-        some = SMALLEST_AND_LARGEST if children == 32 else models
-        _measure(session, group, children, some, rounds if children <= TOGETHER else 1)
+    two = [Entry(key, contestant, 2, models) for key, contestant in contestants.items()]
+    eight = [Entry(key, contestant, 8, models) for key, contestant in contestants.items() if not contestant.solo]
+    # With two children all workers stand side by side; with eight they do not fit into 24 GB, and take long to start.
+    groups = [(two, 1)] if session.quick else [(two, 3), *(([entry], 1) for entry in eight)]
+    measure(session, groups)
 
 
-def _measure(session: Session, group: dict[str, Contestant], children: int, models: Sequence[str], rounds: int) -> None:
-    windows: dict[tuple[str, str, str], list[Window]] = defaultdict(list)
+def measure(session: Session, groups: Sequence[tuple[Sequence[Entry], int]]) -> None:
+    """The plain loop, then one group of entries after another, each in so many rounds of turns."""
+    session.steps(1 + sum(len(entries) * (1 + rounds) for entries, rounds in groups))
+    _plain_loop(session, list(dict.fromkeys(model for group, _ in groups for entry in group for model in entry.models)))
+    for entries, rounds in groups:
+        _measure(session, entries, rounds)
+
+
+def _measure(session: Session, entries: Sequence[Entry], rounds: int) -> None:
+    windows: dict[tuple[Entry, str, str], list[Window]] = defaultdict(list)
     with contextlib.ExitStack() as workers:
-        ready: dict[str, tuple[Worker, Client]] = {}
-        for key, contestant in group.items():
+        ready: dict[Entry, tuple[Worker, Client]] = {}
+        for entry in entries:
+            key, contestant, children, models = entry.key, entry.contestant, entry.children, entry.models
             session.step(f"{key}, {children} children: starts")
             with session.failing(contestant=key, children=children):
                 started = session.worker(key, contestant, children=children, models=models)
@@ -56,22 +60,23 @@ def _measure(session: Session, group: dict[str, Contestant], children: int, mode
                 for model in models if contestant.task == "predict" else ():
                     session.meet(worker, client, model, 1 if contestant.solo else children)
                     session.prove(worker, client, model)
-                ready[key] = worker, client
+                ready[entry] = worker, client
         for turn in range(rounds):
-            for key, (worker, client) in list(ready.items()):
-                session.step(f"{key}, {children} children: round {turn + 1} of {rounds}")
-                with session.failing(contestant=key, children=children):
-                    del ready[key]  # out, unless it comes through
-                    for model in models if group[key].task == "predict" else models[:1]:
-                        loop, burst = _round(session, group[key].task, model, worker, client)
-                        windows[key, model, "loop"].append(loop)
-                        windows[key, model, "burst"].append(burst)
-                    ready[key] = worker, client
-    for key in ready:
-        for model in models:
-            if windows[key, model, "loop"]:
-                row = _row(windows[key, model, "loop"], windows[key, model, "burst"])
-                session.rows.append({"contestant": key, "children": children, "model": model, **row})
+            for entry, (worker, client) in list(ready.items()):
+                task = entry.contestant.task
+                session.step(f"{entry.key}, {entry.children} children: round {turn + 1} of {rounds}")
+                with session.failing(contestant=entry.key, children=entry.children):
+                    del ready[entry]  # out, unless it comes through
+                    for model in entry.models if task == "predict" else entry.models[:1]:
+                        loop, burst = _round(session, task, model, worker, client)
+                        windows[entry, model, "loop"].append(loop)
+                        windows[entry, model, "burst"].append(burst)
+                    ready[entry] = worker, client
+    for entry in ready:
+        for model in entry.models:
+            if windows[entry, model, "loop"]:
+                row = _row(windows[entry, model, "loop"], windows[entry, model, "burst"])
+                session.rows.append({"contestant": entry.key, "children": entry.children, "model": model, **row})
 
 
 def _round(session: Session, task: str, model: str, worker: Worker, client: Client) -> tuple[Window, Window]:
@@ -100,6 +105,3 @@ def _plain_loop(session: Session, models: Sequence[str]) -> None:
             compare(model, answers, 0)
             rates = {"median": rate, "min": rate, "max": rate}
             session.rows.append({"contestant": "plain", "model": model, "tasks_per_second": rates, "how": how})
-
-
-TITLE = "Tasks per second, and latency from send to result"
