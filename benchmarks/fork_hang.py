@@ -22,7 +22,8 @@ import celery
 from celery import Celery
 from celery.exceptions import TimeoutError as NoAnswer
 
-PATIENCE = 20.0
+#: Seconds from the start of the worker; it imports TensorFlow, and so does a spawned child.
+PATIENCE = 60.0
 FOLDERS = ("data_folder_in", "data_folder_out", "control_folder")
 
 APP = """\
@@ -75,7 +76,8 @@ def worker(folder: Path, model: str, pool: str) -> Iterator[tuple[subprocess.Pop
     results.mkdir()
     (folder / "app.py").write_text(APP.format(model=model))
     (folder / "conf.py").write_text(CONF.format(options=dict.fromkeys(FOLDERS, str(queue)), results=str(results)))
-    environ = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(folder), "XDG_CACHE_HOME": str(folder)}
+    path = os.pathsep.join([str(folder), str(Path(__file__).parent / "lean")])
+    environ = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": path, "XDG_CACHE_HOME": str(folder)}
     subprocess.run([sys.executable, "-c", MAKE_MODEL], cwd=folder, env=environ, check=True, stderr=subprocess.DEVNULL)
     client = Celery("client", broker="filesystem://", backend=f"file://{results}", set_as_current=False)
     client.conf.broker_transport_options = dict.fromkeys(FOLDERS, str(queue))

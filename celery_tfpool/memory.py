@@ -32,7 +32,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 
 def keep_what_is_freed() -> None:
-    """Let this process reuse large pieces of memory instead of giving each back to the system.
+    """Give back what is free now, and from now on reuse large pieces of memory instead of giving each back.
 
     glibc maps a piece of more than 32 MB anew each time, and the kernel clears
     its pages.  The layers of a convolutional network on a batch are such
@@ -40,7 +40,9 @@ def keep_what_is_freed() -> None:
     one arena, since that of a thread ends at 64 MB.  No effect elsewhere.
     """
     with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL(None)
+        libc.malloc_trim(0)
+        mallopt = libc.mallopt
         mallopt(_ARENA_MAX, 1)
         mallopt(_MMAP_THRESHOLD, 2**30)
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)

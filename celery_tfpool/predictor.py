@@ -95,7 +95,6 @@ def main(job: Job, listener: socket, link: Connection) -> None:
         signal.signal(number, signal.SIG_IGN)
     if sys.__stderr__ is not None:
         faulthandler.enable(sys.__stderr__)
-    memory.keep_what_is_freed()
     runtime.limit_threads(intra_op=job.intra_op, inter_op=job.inter_op, explicit=True)
     if job.prepare is not None:
         job.prepare()
@@ -115,6 +114,7 @@ async def _serve(job: Job, listener: socket, link: Connection) -> None:
         reason = str(exc) if isinstance(exc, TFPoolError) else f"{type(exc).__name__}: {short(exc)}"
         link.send_bytes(json.dumps({"failed": reason}).encode())
         return
+    memory.keep_what_is_freed()  # not what loading took
     predictor = Predictor(job, models, computing)
     listener.setblocking(False)
     await loop.create_unix_server(lambda: _Conversation(predictor), sock=listener)

@@ -31,8 +31,10 @@ logger = logging.getLogger(__name__)
 #: By how much, relative to the largest, outputs of a row may differ when it is computed with others.
 _TOLERANCE, _TOLERANCE_16_BIT = 1e-3, 5e-2
 
-#: Seconds of a quick call.
-_QUICK = 1e-3
+#: Seconds of a quick call; of one that may be of full size whether that pays or not; of one that is long for a try.
+_QUICK, _SHORT, _LONG = 1e-3, 20e-3, 0.5
+#: More rows in a call pay where each then takes so much less.
+_PAYS = 0.95
 #: Operations that run Python code, which may take as long as it likes.
 _PYTHON = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 
@@ -86,8 +88,11 @@ class ServedModel:
         self._freeze()
         self._hurry()
         try:
-            for size in (1, BATCH_SIZE if self.alone else self.max_size):
-                self._compiled(*self._zeros(size))
+            if self.alone:
+                for size in (1, BATCH_SIZE):
+                    self._compiled(*self._zeros(size))
+            else:
+                self._limit_size()
         except Exception as exc:  # zeros are not for every model
             logger.warning("model %r: predicting zeros to warm up failed: %s: %s", self.name, type(exc).__name__, exc)
             return
@@ -122,6 +127,20 @@ class ServedModel:
             return
         if is_quick:
             self._compiled, self.is_quick = quick, True
+
+    def _limit_size(self) -> None:
+        """Call with one row, two, four, …; where more rows only make a call longer, which takes memory, have fewer."""
+        assert self._compiled is not None
+        per_row: dict[int, float] = {}
+        size = 1
+        while True:
+            seconds = freezing.fastest(self._compiled, self._zeros(size))
+            per_row[size] = seconds / size
+            if size == self.max_size or (seconds > _LONG and per_row[size] * _PAYS > min(per_row.values())):
+                break
+            size = min(2 * size, self.max_size)
+        if seconds > _SHORT:
+            self.max_size = min(size for size, one in per_row.items() if one * _PAYS <= min(per_row.values()))
 
     def _zeros(self, rows: int) -> list[Any]:
         return [_repeated(port.zeros(), port, rows) for port in self.runner.inputs]
