@@ -195,7 +195,8 @@ class Settings:
     max_batch_size: int = setting(
         32,
         at_least(1),
-        "Rows per batch in a predictor; larger requests are split. 1: no batching, each request is computed alone.",
+        "Rows per batch in a predictor at most; larger requests are split. Fewer where the predictor finds, when it "
+        "starts, that more only make a long call longer. 1: no batching, each request is computed alone.",
     )
     batch_timeout: float = setting(
         0.0,

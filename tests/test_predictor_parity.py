@@ -246,6 +246,27 @@ def test_calls_that_are_sure_to_be_quick(monkeypatch: pytest.MonkeyPatch) -> Non
     assert {"dense": True, "Python": False, "loop": False, "any size": False} == found
 
 
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (lambda rows: 0.001 + 0.0001 * rows, 32),  # short whatever its size
+        (lambda rows: 0.01 + 0.01 * rows, 16),  # the last 3 % are not worth it
+        (lambda rows: 0.03 * rows, 1),
+        (lambda rows: 0.03 * rows if rows < 4 else 0.01 * rows, 4),  # only from a certain size on
+        (lambda rows: 1.0 + 0.001 * rows, 32),
+    ],
+)
+def test_batches_as_large_as_pays(monkeypatch: pytest.MonkeyPatch, seconds: Any, expected: int) -> None:
+    """More rows in a call that is long already must make each row cheaper."""
+    from celery_tfpool import freezing, served_model
+    from celery_tfpool.keras_runner import KerasRunner
+
+    monkeypatch.setattr(freezing, "fastest", lambda call, values: seconds(len(values[0])))
+    served = served_model.ServedModel(KerasRunner("m", chain((3,), layers.Dense(2))), 32)
+    served.warm_up()
+    assert expected == served.max_size
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_frozen(tmp_path: Path, packed: bool) -> None:
     """Variables as constants: the same numbers, of the model itself and of its pack; nothing is frozen that has no
