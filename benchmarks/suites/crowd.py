@@ -13,7 +13,7 @@ from session import Session
 from .throughput import ALL_MODELS, Entry, measure
 
 TITLE = "Tasks per second, and latency from send to result, with 32 children"
-CHILDREN, BEST_OF_STOCK, ROUNDS = 32, 8, 5
+CHILDREN, BEST_OF_STOCK, ROUNDS = 32, 8, 3
 SMALLEST_AND_LARGEST = ("mlp", "mobilenet")
 COPIES = ("stock", "expert")
 
