@@ -250,7 +250,7 @@ class Predictor:
             key=key,
             max_size=size,
             now=request.arrived,
-            weight=call.rows / model.max_size,
+            weight=call.rows / model.rows_that_count,
         )
         self._tell_load()
         return request

@@ -72,6 +72,8 @@ class ServedModel:
 
     def __init__(self, runner: Runner, max_size: int) -> None:
         self.runner, self.max_size = runner, max_size
+        #: Rows that count as one batch where it is said how many batches may wait: as set, whatever pays.
+        self.rows_that_count = max_size
         self.name = runner.name
         self.only_here = runner.only_here() or _unsendable(runner)
         self.alone = "max_batch_size is 1" if max_size == 1 else ""

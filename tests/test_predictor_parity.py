@@ -265,6 +265,7 @@ def test_batches_as_large_as_pays(monkeypatch: pytest.MonkeyPatch, seconds: Any,
     served = served_model.ServedModel(KerasRunner("m", chain((3,), layers.Dense(2))), 32)
     served.warm_up()
     assert expected == served.max_size
+    assert 32 == served.rows_that_count  # tf_max_enqueued_batches means what it meant
 
 
 @pytest.mark.parametrize("packed", [False, True])
