@@ -77,7 +77,7 @@ def worker(folder: Path, model: str, pool: str) -> Iterator[tuple[subprocess.Pop
     (folder / "app.py").write_text(APP.format(model=model))
     (folder / "conf.py").write_text(CONF.format(options=dict.fromkeys(FOLDERS, str(queue)), results=str(results)))
     path = os.pathsep.join([str(folder), str(Path(__file__).parent / "lean")])
-    environ = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": path, "XDG_CACHE_HOME": str(folder)}
+    environ = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": path, "XDG_CACHE_HOME": str(folder / "cache")}
     subprocess.run([sys.executable, "-c", MAKE_MODEL], cwd=folder, env=environ, check=True, stderr=subprocess.DEVNULL)
     client = Celery("client", broker="filesystem://", backend=f"file://{results}", set_as_current=False)
     client.conf.broker_transport_options = dict.fromkeys(FOLDERS, str(queue))
