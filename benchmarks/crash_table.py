@@ -18,6 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 sys.path.insert(0, str(Path(__file__).parent / "apps"))
+os.environ.setdefault("BENCH_REDIS", "")  # the app's module is imported here for its constants only
 
 import programs
 from celery import Celery
