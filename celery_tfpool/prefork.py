@@ -70,7 +70,7 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
         except ForkGuardError as exc:
             logger.critical("%s", exc)
             raise WorkerShutdown(EX_FAILURE) from exc
-        # Each child calls billiard's set_pdeathsig, which imports a C parser where cffi is installed: 50 ms and 10 MB.
+        # Each child calls billiard's set_pdeathsig, which imports a C parser where cffi is installed: 50 ms and 4 MB.
         # Its harmless twin brings that here, once.
         with contextlib.suppress(OSError):
             get_pdeathsig()
