@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,15 +24,17 @@ os.environ.setdefault("BENCH_REDIS", "")  # the app's module is imported here fo
 import programs
 from celery import Celery
 from contestants import Contestant
-from crashes import CRASH, EXIT, HANG, KILL, RAISE, RESPONSE_TIMEOUT, SLOW, SLOW_SECONDS
+from crashes import RESPONSE_TIMEOUT
 from programs import Worker
 from tabulate import tabulate
 from tqdm import tqdm
+from trapped import CRASH, EXIT, KILL, RAISE, seconds
 
 RESULT = Path(__file__).parent / "results" / "crashes.md"
-#: Seconds until an outcome must be there; and into a slow call, when something is killed.
-PATIENCE, INTO = 60.0, 0.5
-FINE = 21.0
+#: Seconds until an outcome must be there; of a slow call, and into it, when something is killed.
+PATIENCE, SLOW_SECONDS, INTO = 60.0, 2.0, 0.5
+ANSWER, NOTHING = "its answer", "nothing"
+FINE, SLOW, HANG = 21.0, seconds(SLOW_SECONDS), seconds(99)
 
 POOL = "celery_tfpool:TFPrefork"
 MODES = {
@@ -75,7 +78,7 @@ def main() -> None:
             variables = {"BENCH_REDIS": url}
             with programs.worker(queue, MODES[mode], concurrency=1, variables=variables) as worker:
                 lines.append([fault[0], mode, *row(app, worker, *fault[1:])])
-    headers = ["what happens", "predicted", "what the task sees", "after s", "the next task is answered after s"]
+    headers = ["what happens", "predicted", "what the task sees", "after s", "a later task is answered after s"]
     table = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
     RESULT.write_text(
         "# Each fault in each place\n\n"
@@ -89,40 +92,44 @@ def main() -> None:
 def row(
     app: Celery, worker: Worker, value: float, kill: Callable[[dict[str, Any]], None] | None, while_it_runs: bool
 ) -> list[str]:
-    outcome(app, worker.queue, FINE)  # all is up, and has predicted
+    outcome(send(app, worker, FINE), worker)  # all is up, and has predicted
     stats = app.control.inspect(destination=[worker.node], timeout=5).stats()[worker.node]
     started = time.perf_counter()
     if kill is not None and not while_it_runs:
         kill(stats)
         time.sleep(INTO)  # a task that worker main gives to a dead child before it has noticed is lost with it
-    result = app.send_task("double", args=[value], queue=worker.queue)
+    result = send(app, worker, value)
     if kill is not None and while_it_runs:
         time.sleep(INTO)
         started = time.perf_counter()
         kill(stats)
-    seen = _outcome(result, worker)
-    seconds = time.perf_counter() - started
-    if seen == "":  # nothing ends it
+    seen = outcome(result, worker)
+    after = time.perf_counter() - started
+    if seen == NOTHING:
         return [f"nothing within {PATIENCE:g} s; `time_limit` would end it", "—", "—"]
-    after = outcome(app, worker.queue, FINE)
-    return [seen, f"{seconds:.2f}", f"{time.perf_counter() - started:.2f}" if after == "its answer" else after]
+    failed = 0
+    while outcome(send(app, worker, FINE), worker) != ANSWER:
+        failed += 1
+    again = f"{time.perf_counter() - started:.2f}"
+    return [seen, f"{after:.2f}", f"{again}, after {failed} more that failed" if failed else again]
 
 
-def outcome(app: Celery, queue: str, value: float) -> str:
-    return _outcome(app.send_task("double", args=[value], queue=queue), None)
+def send(app: Celery, worker: Worker, value: float) -> Any:
+    return app.send_task("double", args=[value], queue=worker.queue)
 
 
-def _outcome(result: Any, worker: Worker | None) -> str:
-    """What its task came to; empty: nothing."""
+def outcome(result: Any, worker: Worker) -> str:
+    """What its task came to."""
     try:
         answer = result.get(timeout=PATIENCE)
     except Exception as exc:
         if type(exc).__name__ == "TimeoutError":
-            return ""
-        if worker is not None:
-            worker.check()
-        return f"`{type(exc).__name__}`: {exc}"
-    return "its answer" if answer in (2 * FINE, 2 * SLOW) else f"a wrong answer: {answer}"
+            return NOTHING
+        worker.check()
+        # TensorFlow's errors do not keep their message in `args`, which is all that Celery sends.
+        text = " ".join(str(exc).split()) or "its message is in the traceback"
+        return f"`{type(exc).__name__}`: {textwrap.shorten(text, 200, placeholder=' …')}"
+    return ANSWER if answer in (2 * FINE, 2 * SLOW) else f"a wrong answer: {answer}"
 
 
 if __name__ == "__main__":

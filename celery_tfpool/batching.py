@@ -7,6 +7,7 @@ microseconds, and leaves the waiting to the event loop of `predictor`.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -57,11 +58,14 @@ class Batcher(Generic[T]):
 
     Requests with equal keys may share a batch.  A batch is due when the rows
     of a key fill one, or when the oldest request of that key has waited
-    ``max_wait`` seconds, whichever comes first.  Of several keys that are due
-    the one whose oldest request came first goes first, so nobody starves.
+    ``max_wait`` seconds, or when all ``callers`` wait, of whom each has one
+    request at a time, so that nobody is left to come; whichever is first.  Of
+    several keys that are due the one whose oldest request came first goes
+    first, so nobody starves.
     """
 
     max_wait: float
+    callers: float = math.inf
     _queues: dict[Hashable, _Queue[T]] = field(default_factory=dict)
 
     def add(
@@ -123,7 +127,7 @@ class Batcher(Generic[T]):
         return sum(queue.rows for queue in self._queues.values())
 
     def _delay(self, queue: _Queue[T], now: float) -> float:
-        if queue.rows >= queue.max_size:
+        if queue.rows >= queue.max_size or self.requests >= self.callers:
             return 0.0
         return max(0.0, queue.waiting[0].since + self.max_wait - now)
 

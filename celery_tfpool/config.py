@@ -201,7 +201,8 @@ class Settings:
     batch_timeout: float = setting(
         0.0,
         duration,
-        "Seconds that a lone request waits for company; 0: it goes as soon as the predictor is free.",
+        "Seconds that a lone request waits for company, unless all who have asked so far wait too; 0: it goes as soon "
+        "as the predictor is free.",
     )
     max_enqueued_batches: int = setting(
         10,

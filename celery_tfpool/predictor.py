@@ -205,7 +205,7 @@ class Predictor:
         self.job, self.models = job, models
         self.statistics = Statistics()
         self._computing = computing
-        self._batcher: Batcher[_Request] = Batcher(job.settings.batch_timeout)
+        self._batcher: Batcher[_Request] = Batcher(job.settings.batch_timeout, callers=0)
         self._board = LoadBoard(job.folder)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -214,6 +214,11 @@ class Predictor:
         self._busy_since: float | None = None
         self._busy_rows = 0
         self._tell_load()
+
+    def connected(self, change: int) -> None:
+        """So many more connections are open; one that goes may have been the one that the others waited for."""
+        self._batcher.callers += change
+        self._go_soon()
 
     # From here to `_deliver` the path of a request.
 
@@ -422,6 +427,7 @@ class _Conversation(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)
         self._transport = transport
+        self._predictor.connected(1)
         self.answer({"pid": os.getpid()})
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -443,6 +449,7 @@ class _Conversation(asyncio.BufferedProtocol):
         if self.request is not None:
             self._predictor.forget(self.request)
             self.request = None
+        self._predictor.connected(-1)
 
     def answer(self, head: dict[str, Any], body: Sequence[Any] = ()) -> None:
         with contextlib.suppress(OSError):  # gone meanwhile

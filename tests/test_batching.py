@@ -43,6 +43,16 @@ def test_full_batch_does_not_wait() -> None:
     assert [] == batcher.take(now=100.0)
 
 
+def test_nobody_left_to_come() -> None:
+    """When all who could ask wait, there is no company to wait for, also under another key."""
+    batcher: Batcher[str] = Batcher(max_wait=60.0, callers=2)
+    add(batcher, "a", key="x", now=100.0)
+    assert [] == batcher.take(now=100.0)
+    add(batcher, "b", key="y", now=100.5)
+    assert 0.0 == batcher.delay(now=100.5)
+    assert [Part("a", 0, 1)] == batcher.take(now=100.5)
+
+
 def test_without_max_wait_it_goes_at_once() -> None:
     batcher: Batcher[str] = Batcher(max_wait=0.0)
     add(batcher, "a", now=100.0)

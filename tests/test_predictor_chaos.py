@@ -49,7 +49,7 @@ def starting(pids: set[int]) -> set[int]:
 
 
 def test_chaos(start_worker: StartWorker) -> None:
-    conf = {"tf_model_path": "proj:trapped_model", "tf_predictors": 2, "worker_prefetch_multiplier": 1}
+    conf = {"tf_model_path": "trapped:model", "tf_predictors": 2, "worker_prefetch_multiplier": 1}
     worker = start_worker("-c", "4", conf=conf)
     killed: Counter[str] = Counter()
     stop = threading.Event()

@@ -22,7 +22,7 @@ from celery_tfpool.config import ModelPath
 from celery_tfpool.supervisor import assign
 
 #: Doubles its input, slowly or with a crash if asked.
-TRAPPED: dict[str, Any] = {"tf_model_path": "proj:trapped_model", "tf_predictors": 1}
+TRAPPED: dict[str, Any] = {"tf_model_path": "trapped:model", "tf_predictors": 1}
 #: Keeps a predictor busy for so many seconds.
 BUSY = 101
 
@@ -155,7 +155,7 @@ def test_spawned(start_worker: StartWorker, digits: str, engine: str) -> None:
     """With worker_pool_start_method = "spawn" predictors are spawned as well."""
     if not worker_can_spawn():
         pytest.skip("Celery before 5.7 cannot spawn")
-    conf = {"tf_model_path": {"sum": digits, "double": "proj:trapped_model"}, "tf_predictors": 1}
+    conf = {"tf_model_path": {"sum": digits, "double": "trapped:model"}, "tf_predictors": 1}
     conf["worker_pool_start_method"] = "spawn"
     worker = start_worker("-c", "1", broker=engine, conf=conf)
     assert [[16.0]] == worker.call("predict", 1, "sum")

@@ -17,6 +17,7 @@ if os.environ.get("BENCH_CACHE") == "new":
 else:
     app.conf.tf_cache_dir = PACKS
 app.conf.tf_predictors = int(os.environ.get("BENCH_PREDICTORS", "0"))
+app.conf.tf_batch_timeout = float(os.environ.get("BENCH_BATCH_TIMEOUT", "0"))
 if os.environ.get("BENCH_SHARE") == "no":
     app.conf.tf_preimport = app.conf.tf_share_weights = False
 

@@ -256,36 +256,6 @@ def compute_threads():
     return names.count("tf_Compute")
 
 
-def trapped_model():
-    """Doubles its one input; some values do other things on their way."""
-    import keras
-    import tensorflow as tf
-
-    def trap(x):
-        import ctypes
-
-        for value in x[:, 0]:
-            if value == 13:
-                raise ValueError("unlucky")
-            if value == 3:
-                os._exit(3)
-            if value == 9:
-                os.kill(os.getpid(), 9)
-            if value == 11:
-                ctypes.string_at(0)
-            if 100 <= value < 200:
-                time.sleep(float(value) - 100)
-        return x
-
-    class Trap(keras.layers.Layer):
-        def call(self, x):
-            caught = tf.numpy_function(trap, [x], tf.float32)
-            caught.set_shape(x.shape)
-            return caught * 2
-
-    return keras.Sequential([keras.layers.Input((1,)), Trap()])
-
-
 @app.task
 def double(value, model=None):
     return get_model(model).predict([[float(value)]]).tolist()[0][0]

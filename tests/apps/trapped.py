@@ -1,0 +1,40 @@
+"""A model that doubles its one input; some values do other things on their way."""
+
+import ctypes
+import os
+import signal
+import time
+
+RAISE, EXIT, KILL, CRASH = 13, 3, 9, 11
+
+
+def seconds(number):
+    """The input whose call takes so many seconds, up to 100."""
+    return 100 + number
+
+
+def model():
+    import keras
+    import tensorflow as tf
+
+    def trap(x):
+        for value in x[:, 0]:
+            if value == RAISE:
+                raise ValueError("unlucky")
+            if value == EXIT:
+                os._exit(3)
+            if value == KILL:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if value == CRASH:
+                ctypes.string_at(0)
+            if 100 <= value < 200:
+                time.sleep(float(value) - 100)
+        return x
+
+    class Trap(keras.layers.Layer):
+        def call(self, x):
+            caught = tf.numpy_function(trap, [x], tf.float32)
+            caught.set_shape(x.shape)
+            return caught * 2
+
+    return keras.Sequential([keras.layers.Input((1,)), Trap()])
