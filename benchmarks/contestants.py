@@ -60,6 +60,13 @@ CONTESTANTS = {
         pool="celery_tfpool:TFPrefork",
         variables={"BENCH_PREDICTORS": "1"},
     ),
+    "waiting": Contestant(
+        "TFPrefork, tf_predictors = 1, tf_batch_timeout = 0.01",
+        "tfpool",
+        pool="celery_tfpool:TFPrefork",
+        variables={"BENCH_PREDICTORS": "1", "BENCH_BATCH_TIMEOUT": "0.01"},
+        suites=("throughput", "crowd"),
+    ),
     "unshared": Contestant(
         "TFPrefork, tf_preimport and tf_share_weights off",
         "tfpool",

@@ -114,7 +114,7 @@ def _ratio(value: float, rows: list[Row], *path: str, **wanted: Any) -> str:
 
 
 def _color(key: str) -> str:
-    if key in ("tfpool", "predictors", "unshared", "first"):
+    if key in ("tfpool", "predictors", "waiting", "unshared", "first"):
         return OURS
     return LIMITS if key in ("noop", "plain") else OTHERS
 
@@ -141,7 +141,7 @@ def _throughput_table(rows: list[Row]) -> str:
             "children",
             "tasks/s, 32 in flight",
             "× stock",
-            "tasks/s, burst of 64",
+            "tasks/s, burst of 32",
             "p50 ms",
             "p95 ms",
             "p99 ms",
@@ -323,10 +323,14 @@ def _overhead_picture(rows: list[Row]) -> Any:
     left.set_title("no-op tasks per second, 2 children", fontsize=9)
     found = [row for row in _good(rows) if "seconds" in row]
     models = _values(found, "what")
-    for index, way in enumerate(_values(found, "way")):
+    ways = _values(found, "way")
+    width = 0.8 / max(len(ways), 1)
+    theirs = [way for way in ways if not way.startswith("handle")]
+    for index, way in enumerate(ways):
         values = [_good(found, what=model, way=way)[0]["seconds"]["median"] * 1e3 for model in models]
-        places = [place + 0.2 * index for place in range(len(models))]
-        right.bar(places, values, 0.19, label=way, color=(LIMITS, "#ffa94d", OURS, OTHERS)[index])
+        places = [place + width * index for place in range(len(models))]
+        color = (LIMITS, OTHERS)[theirs.index(way)] if way in theirs else OURS
+        right.bar(places, values, 0.95 * width, label=way, color=color, alpha=1 if way in theirs else 1 - 0.2 * index)
     right.set_yscale("log")
     right.set_xticks([place + 0.3 for place in range(len(models))], [TITLES[model] for model in models], fontsize=6)
     right.set_title("one prediction of one row, ms", fontsize=9)

@@ -49,6 +49,17 @@ def test_throughput(tmp_path: Path) -> None:
     assert (tmp_path / "throughput.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("kept", sorted((BENCHMARKS / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_kept_results(kept: Path, tmp_path: Path) -> None:
+    """Table and picture of a suite can be made again from its kept figures."""
+    program = "import json, sys; import bench, report; "
+    program += "found = json.load(open(sys.argv[1])); name = found['suite']; "
+    program += "report.write(name, bench.SUITES[name], found['rows'], bench.Path(sys.argv[2]), quick=False, seconds=1)"
+    subprocess.run([sys.executable, "-c", program, str(kept), str(tmp_path)], cwd=BENCHMARKS, check=True, timeout=60)
+    assert (tmp_path / f"{kept.stem}.md").read_text().startswith("# ")
+    assert (tmp_path / f"{kept.stem}.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_cannot_be_installed(tmp_path: Path) -> None:
     """A contestant that cannot be installed is reported as failed, with what pip says."""
     environments = tmp_path / "environments"

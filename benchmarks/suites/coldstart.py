@@ -15,6 +15,8 @@ from session import Session, spread
 from traffic import Client
 
 TITLE = "Seconds until every child has given its first answer"
+#: Their shares of a start are those of any model.
+TOLD_BY_ONE_MODEL = ("unshared", "first")
 #: Seconds until worker main must have noticed that a child is gone.
 PATIENCE = 60.0
 
@@ -26,11 +28,11 @@ def run(session: Session) -> None:
         for model in models
         for children in ((2,) if session.quick else (2, 8))
         for key, contestant in session.contestants(quick=("stock", "tfpool")).items()
-        # One process starts as fast with one thread as with many.
-        if not contestant.one_process or children == 2
+        if _tells(key, contestant, model, children)
     ]
     # Eight children are eight samples of a start, and take four times as long.
-    rounds = {case: 2 if case[:2] == ("resnet50", 2) and not session.quick else 1 for case in cases}
+    twice = ("stock", "tfpool", "predictors") if not session.quick else ()
+    rounds = {case: 2 if case[:2] == ("resnet50", 2) and case[2] in twice else 1 for case in cases}
     _make_packs(session, models)
     seconds: dict[tuple[str, int, str], list[tuple[float, float | None]]] = defaultdict(list)
     failed = set()
@@ -49,6 +51,13 @@ def run(session: Session) -> None:
             row = {"contestant": key, "model": model, "children": children, "start": spread([a for a, _ in found])}
             again = [b for _, b in found if b is not None]
             session.rows.append({**row, "replacement": spread(again) if again else None})
+
+
+def _tells(key: str, contestant: Contestant, model: str, children: int) -> bool:
+    """Whether this case tells anything that the others do not, in a minute of starting it."""
+    if contestant.one_process:  # starts as fast with one thread as with many
+        return children == 2
+    return key not in TOLD_BY_ONE_MODEL or model == "resnet50"
 
 
 def _make_packs(session: Session, models: Sequence[str]) -> None:
