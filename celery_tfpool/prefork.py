@@ -78,6 +78,7 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
         # object it looks at, and so copy them, in each of these processes.
         gc.collect()
         gc.freeze()
+        memory.let_go_of_read_pages()
         self._fork_lock = threading.Lock()
         self._start_predictors()
         self.options["plan"] = self.plan

@@ -12,14 +12,14 @@ CHILDREN, IN_FLIGHT = 2, 32
 
 
 def run(session: Session) -> None:
-    rounds = 6 if session.quick else 15
+    rounds = 6 if session.quick else 12
     models = ("mlp",) if session.quick else ("mlp", "dense4", "lstm", "mobilenet")
     session.steps(rounds + 2)
     with session.failing(what="no-op tasks"):
         _noop(session, rounds)
     session.step("one prediction: the handle, the compiled call, Keras")
     with session.failing(what="one prediction"):
-        for model, ways in session.run("handle_cost.py", "20" if session.quick else "50", models=models).items():
+        for model, ways in session.run("handle_cost.py", "15" if session.quick else "25", models=models).items():
             session.rows += [{"what": model, "way": way, "seconds": spread(seconds)} for way, seconds in ways.items()]
     session.step("a model made ready: loaded by Keras, attached as a pack")
     with session.failing(what="a model made ready"):
