@@ -380,8 +380,8 @@ def _soak_table(rows: list[Row]) -> str:
         minutes = (half[-1]["seconds"] - half[0]["seconds"]) / 60
         for part, title in _PARTS.items():
             sizes = [row[part] / 1e6 for row in own]
-            growth = (half[-1][part] - half[0][part]) / 1e6 / minutes
-            cells = [f"{own[-1]['tasks']:,}", f"{sizes[0]:,.1f}", f"{sizes[-1]:,.1f}", f"{growth:+.2f}"]
+            growth = f"{(half[-1][part] - half[0][part]) / 1e6 / minutes:+.2f}" if minutes else "—"
+            cells = [f"{own[-1]['tasks']:,}", f"{sizes[0]:,.1f}", f"{sizes[-1]:,.1f}", growth]
             lines.append([f"{NAMES[key]}: {title}", *cells])
     return _table(lines, ["", "tasks", "MB at first", "MB at last", "MB per minute in the second half"]) + "\n"
 

@@ -29,6 +29,8 @@ _WORTH_IT = {"Conv1D", "Conv2D", "Conv3D", "DepthwiseConv2dNative", "Conv2DBackp
 _MOST_BYTES = 2**29
 #: A frozen call must be so much faster to be worth its copy of the weights.
 _GAIN, _ROUNDS = 1.05, 4
+#: Seconds after which a call has been timed well enough.
+_ENOUGH = 0.3
 
 
 def frozen(runner: Runner) -> Compiled | None:
@@ -87,8 +89,12 @@ def in_one_thread(plain: Compiled) -> Compiled:
 
 
 def fastest(call: Callable[..., Any], values: list[Any]) -> float:
-    """Seconds of the fastest of several calls; the first, which prepares, does not count."""
-    return min([_time(call, values) for _ in range(_ROUNDS)][1:])
+    """Seconds of the fastest of several calls, fewer if they are long; the first, which prepares, does not count."""
+    _time(call, values)
+    seconds: list[float] = []
+    while len(seconds) < _ROUNDS - 1 and sum(seconds) < _ENOUGH:
+        seconds.append(_time(call, values))
+    return min(seconds)
 
 
 def _time(call: Callable[..., Any], values: list[Any]) -> float:

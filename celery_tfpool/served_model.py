@@ -142,6 +142,9 @@ class ServedModel:
                 break
             size = min(2 * size, self.max_size)
         if seconds > _SHORT:
+            for size in [size for size in per_row if per_row[size] * _PAYS**2 <= min(per_row.values())]:
+                # Close to the best: which it is must not be a matter of a slow moment.
+                per_row[size] = min(per_row[size], freezing.fastest(self._compiled, self._zeros(size)) / size)
             self.max_size = min(size for size, one in per_row.items() if one * _PAYS <= min(per_row.values()))
 
     def _zeros(self, rows: int) -> list[Any]:

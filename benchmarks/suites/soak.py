@@ -14,7 +14,7 @@ from traffic import Client
 
 TITLE = "Private memory of each kind of process of a worker under steady load"
 MODELS = ("mlp", "lstm")
-CHILDREN, IN_FLIGHT, MOST_ROWS = 8, 32, 64
+CHILDREN, IN_FLIGHT, MOST_ROWS = 8, 32, 32
 
 
 def run(session: Session) -> None:
