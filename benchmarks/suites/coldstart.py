@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 
 import psutil
@@ -30,27 +29,15 @@ def run(session: Session) -> None:
         for key, contestant in session.contestants(quick=("stock", "tfpool")).items()
         if _tells(key, contestant, model, children)
     ]
-    # Eight children are eight samples of a start, and take four times as long.
-    twice = ("stock", "tfpool", "predictors") if not session.quick else ()
-    rounds = {case: 2 if case[:2] == ("resnet50", 2) and case[2] in twice else 1 for case in cases}
     _make_packs(session, models)
-    seconds: dict[tuple[str, int, str], list[tuple[float, float | None]]] = defaultdict(list)
-    failed = set()
-    session.steps(1 + sum(rounds.values()))
-    for turn in range(max(rounds.values())):
-        for case in cases:
-            model, children, key = case
-            if turn < rounds[case] and case not in failed:
-                session.step(f"{key}, {model}, {children} children: round {turn + 1} of {rounds[case]}")
-                failed.add(case)  # unless it comes through
-                with session.failing(contestant=key, model=model, children=children):
-                    seconds[case].append(_start(session, key, CONTESTANTS[key], model, children))
-                    failed.remove(case)
-    for (model, children, key), found in seconds.items():
-        if (model, children, key) not in failed:
-            row = {"contestant": key, "model": model, "children": children, "start": spread([a for a, _ in found])}
-            again = [b for _, b in found if b is not None]
-            session.rows.append({**row, "replacement": spread(again) if again else None})
+    # Once each: a start takes up to a minute, and with eight children is eight samples of one.
+    session.steps(1 + len(cases))
+    for model, children, key in cases:
+        session.step(f"{key}, {model}, {children} children")
+        with session.failing(contestant=key, model=model, children=children):
+            start, again = _start(session, key, CONTESTANTS[key], model, children)
+            row = {"contestant": key, "model": model, "children": children, "start": spread([start])}
+            session.rows.append({**row, "replacement": None if again is None else spread([again])})
 
 
 def _tells(key: str, contestant: Contestant, model: str, children: int) -> bool:

@@ -83,6 +83,8 @@ def _measure(session: Session, entries: Sequence[Entry]) -> None:
                         windows[entry, model, "loop"].append(loop)
                         windows[entry, model, "burst"].append(burst)
                     ready[entry] = worker, client
+        for worker, _ in ready.values():  # all at once: to end takes each some seconds
+            worker.celery.process.terminate()
     for entry in ready:
         for model in entry.models:
             if windows[entry, model, "loop"]:
@@ -91,7 +93,7 @@ def _measure(session: Session, entries: Sequence[Entry]) -> None:
 
 
 def _round(session: Session, task: str, model: str, worker: Worker, client: Client) -> tuple[Window, Window]:
-    arguments, seconds = tasks(model), 0.5 if session.quick else 1.0
+    arguments, seconds = tasks(model), 0.5 if session.quick else 0.7
     return (
         client.closed_loop(worker.queue, task, arguments, in_flight=IN_FLIGHT, seconds=seconds),
         client.burst(worker.queue, task, arguments, count=BURST),
