@@ -335,7 +335,11 @@ def broker_settings(broker: str, redis_url: str, tmp_path_factory: pytest.TempPa
     if broker == "filesystem":
         folder = str(tmp_path_factory.mktemp("broker"))
         options = {"data_folder_in": folder, "data_folder_out": folder, "control_folder": folder}
-        settings |= {"broker_url": "filesystem://", "broker_transport_options": options}
+        settings |= {
+            "broker_url": "filesystem://",
+            "broker_transport": "whole_files:Transport",
+            "broker_transport_options": options,
+        }
     elif broker != "redis":
         settings["broker_url"] = broker
     return settings
