@@ -7,6 +7,7 @@ of 64 bytes, as TensorFlow likes it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -119,7 +120,7 @@ def aligned(length: int) -> memoryview:
         MemoryError: there are not so many.
     """
     memory = np.empty(length + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
+    start = -memory.__array_interface__["data"][0] % ALIGNMENT
     return memory[start : start + length].data
 
 
@@ -131,7 +132,12 @@ def _data_of(value: Any) -> tuple[Sequence[Any], str]:
     if value.dtype.hasobject or value.dtype.names or value.dtype.kind in "mM":
         raise CannotEncode(f"have an array of {value.dtype} in them")
     native = np.ascontiguousarray(value, value.dtype.newbyteorder("="))
-    return [native.reshape(-1).view(np.uint8).data], value.dtype.newbyteorder("=").name
+    return [native.reshape(-1).view(np.uint8).data], _name_of(native.dtype)
+
+
+@functools.cache  # NumPy makes a name anew each time
+def _name_of(dtype: np.dtype[Any]) -> str:
+    return dtype.name
 
 
 def _of_strings(value: NDArray[Any]) -> list[bytes]:

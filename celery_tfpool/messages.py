@@ -25,6 +25,7 @@ _PREFIX = struct.Struct("<4sIQ")
 #: Bytes of JSON that are believed; a hundred outputs take a few thousand.
 _MOST_JSON = 1 << 24
 _SCRATCH = 1 << 16
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class BadMessage(ValueError):
@@ -33,7 +34,7 @@ class BadMessage(ValueError):
 
 def message(head: dict[str, Any], body: Sequence[Any] = ()) -> list[Any]:
     """Buffers to be sent one after another; what is small is one."""
-    text = json.dumps(head, separators=(",", ":")).encode()
+    text = _to_json(head).encode()
     length = sum(map(len, body))
     start = _PREFIX.pack(_MAGIC, len(text), length) + text
     if length <= _SCRATCH:
@@ -103,7 +104,7 @@ class Reader:
 
 def _head(text: memoryview) -> dict[str, Any]:
     try:
-        head = json.loads(bytes(text))
+        head = json.loads(str(text, "utf-8"))
     except ValueError as exc:
         raise BadMessage(f"its JSON is none ({exc})") from exc
     if not isinstance(head, dict):
