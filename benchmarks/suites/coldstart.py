@@ -14,8 +14,9 @@ from session import Session, spread
 from traffic import Client
 
 TITLE = "Seconds until every child has given its first answer"
-#: What they show is the same with any model.
-TOLD_BY_ONE_MODEL = ("solo", "gevent", "unshared", "first")
+#: What they show is the same with any model, or with any number of children.
+TOLD_BY_ONE_MODEL = ("spawn", "solo", "gevent", "unshared", "first")
+TOLD_BY_TWO_CHILDREN = ("server", "unshared", "first")
 #: Seconds until worker main must have noticed that a child is gone.
 PATIENCE = 60.0
 
@@ -42,7 +43,7 @@ def run(session: Session) -> None:
 
 def _tells(key: str, contestant: Contestant, model: str, children: int) -> bool:
     """Whether this case tells anything that the others do not, in a minute of starting it."""
-    if contestant.one_process and children > 2:  # starts as fast with one thread as with many
+    if children > 2 and (contestant.one_process or key in TOLD_BY_TWO_CHILDREN):
         return False
     return key not in TOLD_BY_ONE_MODEL or model == "resnet50"
 

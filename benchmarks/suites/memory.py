@@ -11,8 +11,8 @@ TITLE = "Memory of the whole worker (PSS), and private memory of one child"
 #: Who is meant for so many children, beside those that all have.
 MANY = {"predictors": 32}
 
-#: As large as another (forked, threads) or as several copies, with any model.
-TOLD_BY_ONE_MODEL = ("spawn", "solo", "gevent", "unshared")
+#: As large as another, or as several copies, with any model.
+TOLD_BY_ONE_MODEL = ("spawn", "solo", "gevent")
 
 
 def run(session: Session) -> None:

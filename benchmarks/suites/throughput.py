@@ -14,7 +14,7 @@ from session import Session, compare, spread, tasks
 from traffic import Client, Window
 
 TITLE = "Tasks per second, and latency from send to result"
-#: Two rounds of all four models take six minutes; who is sure to be as fast as the stock recipe has one.
+#: Two rounds of all four models take six minutes; who is as fast as the stock recipe is measured on one.
 ROUNDS, AS_FAST_AS_STOCK = 2, ("spawn",)
 ALL_MODELS = ("mlp", "dense4", "lstm", "mobilenet")
 IN_FLIGHT = 32
@@ -37,7 +37,7 @@ def run(session: Session) -> None:
     quick = ("stock", "expert", "threads", "batches", "server", "tfpool", "predictors")
     contestants = {**session.contestants(quick=quick), "noop": NOOP}
     two = [
-        Entry(key, contestant, 2, models, 1 if session.quick or key in AS_FAST_AS_STOCK else ROUNDS)
+        Entry(key, contestant, 2, models[:1] if key in AS_FAST_AS_STOCK else models, 1 if session.quick else ROUNDS)
         for key, contestant in contestants.items()
     ]
     eight = [
