@@ -35,7 +35,7 @@ CONTESTANTS = {
         "prefork with spawn, model.predict",
         "stock",
         variables={"BENCH_START_METHOD": "spawn"},
-        suites=("throughput", "coldstart", "memory", "leak"),
+        suites=("throughput", "coldstart", "memory"),
     ),
     "threads": Contestant("threads, compiled call", "one_process", pool="threads", one_process=True),
     "solo": Contestant(
@@ -44,15 +44,15 @@ CONTESTANTS = {
         pool="solo",
         one_process=True,
         solo=True,
-        suites=("throughput", "coldstart", "memory", "leak"),
+        suites=("throughput", "coldstart", "memory"),
     ),
-    # One thread computes, however many tasks there are.
+    # One thread computes, however many tasks there are; the same program as "threads".
     "gevent": Contestant(
         "gevent, compiled call",
         "one_process",
         pool="gevent",
         one_process=True,
-        suites=("throughput", "coldstart", "memory", "leak"),
+        suites=("throughput", "coldstart", "memory"),
     ),
     "batches": Contestant(
         "celery-batches (threads), compiled call", "batches", pool="threads", environment="batches", one_process=True

@@ -10,7 +10,7 @@ from session import Session
 TITLE = "Private memory of one child over 10,000 predictions with changing numbers of rows"
 MODEL = "mlp"
 #: `keras.Model.predict` takes 60 ms a call: 10,000 calls would take 10 minutes and show nothing that 500 do not.
-SLOW, SLOW_SHARE = ("stock", "spawn"), 20
+SLOW, SLOW_SHARE = ("stock",), 20
 POINTS, MOST_ROWS = 20, 64
 
 

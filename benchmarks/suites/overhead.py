@@ -19,12 +19,12 @@ def run(session: Session) -> None:
         _noop(session, rounds)
     session.step("one prediction: the handle, the compiled call, Keras")
     with session.failing(what="one prediction"):
-        for model, ways in session.run("handle_cost.py", "15" if session.quick else "25", models=models).items():
+        for model, ways in session.run("handle_cost.py", "12", models=models).items():
             session.rows += [{"what": model, "way": way, "seconds": spread(seconds)} for way, seconds in ways.items()]
     session.step("a model made ready: loaded by Keras, attached as a pack")
     with session.failing(what="a model made ready"):
         large = ("resnet50",) if session.quick else ("resnet50", "dense400")
-        for model, ways in session.run("load_cost.py", "3" if session.quick else "7", models=large).items():
+        for model, ways in session.run("load_cost.py", "3" if session.quick else "5", models=large).items():
             session.rows += [{"what": model, "way": way, "ready": spread(seconds)} for way, seconds in ways.items()]
 
 
