@@ -7,12 +7,13 @@ of 64 bytes, as TensorFlow likes it.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .values import dtype_of
 
 ALIGNMENT = 64
 
@@ -132,12 +133,7 @@ def _data_of(value: Any) -> tuple[Sequence[Any], str]:
     if value.dtype.hasobject or value.dtype.names or value.dtype.kind in "mM":
         raise CannotEncode(f"have an array of {value.dtype} in them")
     native = np.ascontiguousarray(value, value.dtype.newbyteorder("="))
-    return [native.reshape(-1).view(np.uint8).data], _name_of(native.dtype)
-
-
-@functools.cache  # NumPy makes a name anew each time
-def _name_of(dtype: np.dtype[Any]) -> str:
-    return dtype.name
+    return [native.reshape(-1).view(np.uint8).data], dtype_of(native)
 
 
 def _of_strings(value: NDArray[Any]) -> list[bytes]:

@@ -223,4 +223,5 @@ def test_warm_shutdown_of_later_children(engine: str, start_worker: StartWorker,
     wait_until(lambda: len(running(worker)) == naps, "all of them run")
     assert 0 == worker.stop()
     assert ["SUCCESS"] * naps == [result.state for result in results], worker.log
+    assert naps == len({result.result for result in results})
     assert "signal 9" not in worker.log

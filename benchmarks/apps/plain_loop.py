@@ -50,9 +50,8 @@ def rate(call: Callable[[np.ndarray], np.ndarray], name: str, size: int, seconds
     return done / (time.perf_counter() - started)
 
 
-def _rates(
-    way: str, call: Callable[[np.ndarray], np.ndarray], name: str, seconds: float
-) -> Iterator[tuple[float, str]]:
+def rates(way: str, call: Callable[[np.ndarray], np.ndarray], name: str, seconds: float) -> Iterator[tuple[float, str]]:
+    """Rows per second, and how they were had, for each size that is worth a try."""
     for size in SIZES:
         found = rate(call, name, size, seconds)
         yield found, f"{way}, {size} rows"
@@ -67,7 +66,7 @@ def main(seconds: float) -> None:
     for name, path in PATHS.items():
         model = keras.models.load_model(path)
         ways = {"compiled": compiled(model), "frozen": frozen(model)}
-        runs = [run for way, call in ways.items() for run in _rates(way, call, name, seconds)]
+        runs = [run for way, call in ways.items() for run in rates(way, call, name, seconds)]
         answers = [answer(ways["frozen"](rows(name, payload(name, number)))) for number in range(3)]
         best[name] = (*max(runs), answers)
     print(json.dumps(best))
