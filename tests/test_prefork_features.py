@@ -139,7 +139,7 @@ def test_warm_and_cold_shutdown(engine: str, start_worker: StartWorker, number: 
     """SIGTERM lets a task finish, SIGQUIT does not; nothing is left of the worker either way."""
     worker = start_worker("-c", "2", broker=engine)
     result = worker.send("nap", 3)
-    wait_until(lambda: running(worker), "the task runs")
+    wait_until(lambda: result.id in running(worker), "the task runs")
     code = worker.stop(number)
     if expected == "done":
         assert result.get(timeout=5) > 0
@@ -152,7 +152,7 @@ def test_soft_shutdown(start_worker: StartWorker) -> None:
     """Celery's soft shutdown waits for a running task before the cold one."""
     worker = start_worker("-c", "1", conf={"worker_soft_shutdown_timeout": 20.0})
     result = worker.send("nap", 3)
-    wait_until(lambda: running(worker), "the task runs")
+    wait_until(lambda: result.id in running(worker), "the task runs")
     worker.stop(signal.SIGQUIT)
     assert result.get(timeout=5) > 0
 
@@ -160,8 +160,8 @@ def test_soft_shutdown(start_worker: StartWorker) -> None:
 def test_killed_worker_leaves_nothing(engine: str, start_worker: StartWorker) -> None:
     """After kill -9 of worker main no child survives, idle or busy."""
     worker = start_worker("-c", "2", broker=engine)
-    worker.send("nap", 60)
-    wait_until(lambda: running(worker), "the task runs")
+    result = worker.send("nap", 60)
+    wait_until(lambda: result.id in running(worker), "the task runs")
     worker.process.kill()
     wait_until(lambda: not marked(worker.mark), "all children have ended")
     worker.wait()
@@ -220,7 +220,7 @@ def test_warm_shutdown_of_later_children(engine: str, start_worker: StartWorker,
     worker = start_worker(*options, broker=engine, conf={"worker_prefetch_multiplier": 1})
     worker.call("pid")
     results = [worker.send("nap", 10) for _ in range(naps)]
-    wait_until(lambda: len(running(worker)) == naps, "all of them run")
+    wait_until(lambda: {result.id for result in results} <= running(worker).keys(), "all of them run")
     assert 0 == worker.stop()
     assert ["SUCCESS"] * naps == [result.state for result in results], worker.log
     assert naps == len({result.result for result in results})
