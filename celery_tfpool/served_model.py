@@ -35,8 +35,11 @@ _TOLERANCE, _TOLERANCE_16_BIT = 1e-3, 5e-2
 _QUICK, _SHORT, _LONG = 1e-3, 20e-3, 0.5
 #: More rows in a call pay where each then takes so much less.
 _PAYS = 0.95
-#: Operations that run Python code, which may take as long as it likes.
-_PYTHON = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
+#: Operations that may take as long as they like: Python code, loops and branches.
+_AS_LONG_AS_IT_LIKES = {
+    *("PyFunc", "PyFuncStateless", "EagerPyFunc"),
+    *("While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase", "Switch"),
+}
 
 #: Rows on which the plain and the frozen call are compared.
 _FEW = 4
@@ -88,8 +91,8 @@ class ServedModel:
             return
         self.alone = self.alone or _needs_to_be_alone(self._compiled, self.runner.inputs)
         self._freeze()
-        self._hurry()
         try:
+            self._hurry()
             if self.alone:
                 for size in (1, BATCH_SIZE):
                     self._compiled(*self._zeros(size))
@@ -107,28 +110,21 @@ class ServedModel:
             return
         try:
             frozen = freezing.frozen(self.runner)
-            if frozen is not None:
+            if frozen is not None and _agree(self._compiled, frozen, self.runner.inputs):
                 fastest = freezing.faster(self._compiled, frozen, self._zeros(min(_FEW, self.max_size)))
                 self._compiled, self.is_frozen = fastest, fastest is frozen
         except Exception as exc:  # an optimisation that fails costs its gain
             logger.warning("model %r cannot be frozen: %s: %s", self.name, type(exc).__name__, short(exc))
 
     def _hurry(self) -> None:
-        """See whether calls of whatever comes are quick, if they wake no other thread."""
+        """See whether calls of whatever comes are quick."""
         assert self._compiled is not None
         whatever_comes = all(None not in port.shape[1:] for port in self.runner.inputs)
-        if self.alone or not whatever_comes or self._compiled.operations() & _PYTHON:
+        if self.alone or not whatever_comes or self._compiled.operations() & _AS_LONG_AS_IT_LIKES:
             return
-        quick = freezing.in_one_thread(self._compiled)
-        try:
-            # From small to large: 32 rows of a large model take seconds.
-            calls = [(self._compiled, 1), (quick, 1), (quick, self.max_size)]
-            is_quick = all(freezing.fastest(call, self._zeros(size)) < _QUICK for call, size in calls)
-        except Exception as exc:  # loops and branches, which need several threads, or zeros are not for this model
-            logger.debug("model %r: not in one thread: %s", self.name, short(exc))
-            return
-        if is_quick:
-            self._compiled, self.is_quick = quick, True
+        # From small to large: 32 rows of a large model take seconds.
+        sizes = (1, self.max_size)
+        self.is_quick = all(freezing.fastest(self._compiled, self._zeros(size)) < _QUICK for size in sizes)
 
     def _limit_size(self) -> None:
         """Call with one row, two, four, …; where more rows only make a call longer, which takes memory, have fewer."""
@@ -270,6 +266,16 @@ def _is_by_rows(compiled: Compiled, inputs: list[Port]) -> bool:
         leaf.shape[:1] == (3,) and _close(leaf, np.concatenate([one[number] for one in apart]))
         for number, leaf in enumerate(together)
     )
+
+
+def _agree(one: Compiled, other: Compiled, inputs: list[Port]) -> bool:
+    """Whether two calls give the same for the same noise."""
+    import keras
+
+    random = np.random.default_rng(0)
+    values = [_noise(port, random) for port in inputs]
+    both = zip(keras.tree.flatten(one(*values)), keras.tree.flatten(other(*values)), strict=True)
+    return all(_close(leaf, expected) for expected, leaf in both)
 
 
 def _noise(port: Port, random: np.random.Generator) -> Any:
