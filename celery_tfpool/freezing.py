@@ -65,8 +65,10 @@ def frozen(runner: Runner) -> Compiled | None:
         compiled = runner.compiled() if isinstance(runner, PackRunner) else runner.single_call()[1]
     except CannotPack:
         return None
+    operations = compiled.operations()
     size = sum(int(np.prod(v.shape)) * 4 for v in runner.variables())
-    if size > (_MOST_BYTES if compiled.operations() & _WORTH_IT else _SMALL):
+    has_tables = any(operation.startswith("LookupTable") for operation in operations)
+    if has_tables or size > (_MOST_BYTES if operations & _WORTH_IT else _SMALL):
         return None
     if isinstance(runner, PackRunner):
         function, outputs, _variables = pack.concrete(runner.folder)
@@ -75,7 +77,7 @@ def frozen(runner: Runner) -> Compiled | None:
     function = convert_variables_to_constants_v2(function)
     flat = tf.nest.flatten(outputs, expand_composites=True)
     if len(function.inputs) != len(runner.inputs) or len(function.outputs) != len(flat):
-        return None  # it needs more than its inputs and constants, a lookup table say
+        return None  # it needs more than its inputs and constants
     return SessionCall(_in_session(function), outputs, compiled.graph_def)
 
 

@@ -269,24 +269,52 @@ def test_batches_as_large_as_pays(monkeypatch: pytest.MonkeyPatch, seconds: Any,
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_frozen(tmp_path: Path, packed: bool) -> None:
-    """Variables as constants: the same numbers, of the model itself and of its pack; nothing is frozen that has no
-    convolution."""
+@pytest.mark.parametrize("name", ["conv", "dense", "lstm", "several, nested", "bfloat16"])
+def test_frozen(tmp_path: Path, name: str, packed: bool) -> None:
+    """Variables as constants: the same numbers, of the model itself and of its pack, in the thread that calls."""
     from celery_tfpool import freezing, pack
     from celery_tfpool.pack_runner import PackRunner
 
-    runners = []
-    for name in ("conv", "dense"):
-        ZOO[name].build().save(tmp_path / f"{name}.keras")
-        runner = load(name, str(tmp_path / f"{name}.keras"), safe_mode=True)
-        if packed:
-            (tmp_path / name).mkdir()
-            pack.write(runner, str(tmp_path / name))
-            runner = PackRunner(name, str(tmp_path / name))
-        runners.append(runner)
-    conv, dense = runners
-    frozen = freezing.frozen(conv)
+    runner = saved_and_loaded(tmp_path, name)
+    if packed:
+        (tmp_path / "pack").mkdir()
+        pack.write(runner, str(tmp_path / "pack"))
+        runner = PackRunner(name, str(tmp_path / "pack"))
+    frozen = freezing.frozen(runner)
     assert frozen is not None
-    x = ZOO["conv"].rows(5).astype("float32")
-    assert_close(frozen(x), conv.predict(x, 32))
-    assert freezing.frozen(dense) is None
+    x = ZOO[name].rows(5)
+    values = runner.fit_flat(runner._inputs.values(x))
+    assert_close(frozen(*values), runner.predict(x, 32))
+
+
+def test_not_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has lookup tables, or is large and has no convolution."""
+    from celery_tfpool import freezing
+
+    assert freezing.frozen(saved_and_loaded(tmp_path, "StringLookup")) is None
+    monkeypatch.setattr(freezing, "_SMALL", 100)
+    assert freezing.frozen(saved_and_loaded(tmp_path, "dense")) is None
+    assert freezing.frozen(saved_and_loaded(tmp_path, "conv")) is not None
+
+
+def test_frozen_with_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keras's numbers come before speed."""
+    from celery_tfpool import freezing, served_model
+    from celery_tfpool.keras_runner import KerasRunner
+    from celery_tfpool.runner import Compiled
+
+    model = chain((3,), layers.Dense(2))
+    runner = KerasRunner("m", model)
+    wrong = Compiled(lambda x: x[:, :2] + 1.0, runner.compiled().outputs, runner.compiled().graph_def)
+    monkeypatch.setattr(freezing, "frozen", lambda runner: wrong)
+    served = served_model.ServedModel(runner, 8)
+    served.warm_up()
+    assert not served.is_frozen
+    (outputs,) = served_model.run([Part(served.prepare([np.ones((2, 3), "float32")], 32), 0, 2)])
+    assert_close(outputs, model.predict(np.ones((2, 3)), verbose=0))
+
+
+def saved_and_loaded(folder: Path, name: str) -> Any:
+    path = folder / f"{name}.keras"
+    ZOO[name].build().save(path)
+    return load(name, str(path), safe_mode=True)
