@@ -10,7 +10,7 @@ from __future__ import annotations
 from contestants import CONTESTANTS, NOOP
 from session import Session
 
-from .throughput import ALL_MODELS, Entry, measure
+from .throughput import ALL_MODELS, Entry, entries, measure
 
 TITLE = "Tasks per second, and latency from send to result, with 32 children"
 CHILDREN, BEST_OF_STOCK, ROUNDS = 32, 8, 2
@@ -21,6 +21,6 @@ def run(session: Session) -> None:
     contestants = {**session.contestants(quick=("predictors",)), "noop": NOOP}
     rounds = 1 if session.quick else ROUNDS
     together = [Entry("stock", CONTESTANTS["stock"], 2 if session.quick else BEST_OF_STOCK, models, rounds)]
-    together += [Entry(key, one, CHILDREN, models, rounds) for key, one in contestants.items() if key != "stock"]
+    together += [one for one in entries(contestants, CHILDREN, models, rounds) if one.key != "stock"]
     apart = [Entry("stock", CONTESTANTS["stock"], CHILDREN, ["mlp"])]
     measure(session, [together, apart] if "stock" in contestants else [together])
