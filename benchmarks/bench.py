@@ -1,6 +1,6 @@
 """Every claim of speed, memory and start-up, measured beside what users would pick instead.
 
-    python benchmarks/bench.py all|throughput|crowd|coldstart|memory|overhead|leak|soak [--quick] [--only stock,tfpool]
+    python benchmarks/bench.py SUITE [--quick] [--only stock,tfpool]
 
 Starts real workers on a Redis of its own.  Prints a table and writes it, a
 picture and JSON to ``benchmarks/results/``; with ``--quick`` to
@@ -18,7 +18,7 @@ import programs
 import report
 from contestants import CONTESTANTS
 from session import Session
-from suites import coldstart, crowd, leak, memory, overhead, soak, throughput
+from suites import coldstart, crowd, leak, memory, overhead, predictors, soak, throughput
 from tqdm import tqdm
 
 RESULTS = Path(__file__).parent / "results"
@@ -29,10 +29,11 @@ SUITES = {
     "memory": memory,
     "overhead": overhead,
     "leak": leak,
+    "predictors": predictors,
     "soak": soak,
 }
-#: Ten minutes that compare nothing: run when asked for.
-NOT_IN_ALL = ("soak",)
+#: Ten minutes each, of what others have shown shortly: run when asked for.
+NOT_IN_ALL = ("predictors", "soak")
 
 
 def main(arguments: list[str]) -> int:
