@@ -12,7 +12,7 @@ TITLE = "Memory of the whole worker (PSS), and private memory of one child"
 SIZES_OF = {"predictors": (1, 2, 4, 8, 32), "spawn": (1, 2)}
 
 #: As large as another, or as several copies, with any model.
-TOLD_BY_ONE_MODEL = ("spawn", "solo", "gevent")
+TOLD_BY_ONE_MODEL = ("spawn", "solo", "batches")
 
 
 def run(session: Session) -> None:
