@@ -42,7 +42,7 @@ def run(session: Session) -> None:
     quick = ("stock", "expert", "threads", "batches", "server", "tfpool", "predictors")
     contestants = {**session.contestants(quick=quick), "noop": NOOP}
     rounds = 1 if session.quick else ROUNDS
-    two = [entry for entry in entries(contestants, 2, models, rounds) if entry.key != "waiting"]  # two children fill no batch
+    two = entries({key: one for key, one in contestants.items() if key != "waiting"}, 2, models, rounds)
     eight = [entry for entry in entries(contestants, 8, models, rounds) if entry.key not in ("solo", "spawn")]
     measure(session, [two] if session.quick else [two, eight])
 
