@@ -12,19 +12,19 @@ CHILDREN, IN_FLIGHT = 2, 32
 
 
 def run(session: Session) -> None:
-    rounds = 6 if session.quick else 12
+    rounds = 6 if session.quick else 10
     models = ("mlp",) if session.quick else ("mlp", "dense4", "lstm", "mobilenet")
     session.steps(rounds + 2)
     with session.failing(what="no-op tasks"):
         _noop(session, rounds)
     session.step("one prediction: the handle, the compiled call, Keras")
     with session.failing(what="one prediction"):
-        for model, ways in session.run("handle_cost.py", "12", models=models).items():
+        for model, ways in session.run("handle_cost.py", "8", models=models).items():
             session.rows += [{"what": model, "way": way, "seconds": spread(seconds)} for way, seconds in ways.items()]
     session.step("a model made ready: loaded by Keras, attached as a pack")
     with session.failing(what="a model made ready"):
         large = ("resnet50",) if session.quick else ("resnet50", "dense400")
-        for model, ways in session.run("load_cost.py", "3" if session.quick else "5", models=large).items():
+        for model, ways in session.run("load_cost.py", "3" if session.quick else "4", models=large).items():
             session.rows += [{"what": model, "way": way, "ready": spread(seconds)} for way, seconds in ways.items()]
 
 
