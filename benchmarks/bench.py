@@ -10,6 +10,7 @@ picture and JSON to ``benchmarks/results/``; with ``--quick`` to
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -43,6 +44,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only", metavar="A,B", type=_keys, default=[], help=f"of {', '.join(CONTESTANTS)}")
     parser.add_argument("--output", metavar="DIR", type=Path, help="where results go")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and stop what was started
     output = options.output or (RESULTS / "quick" if options.quick else RESULTS)
     several = [name for name in SUITES if name not in NOT_IN_ALL]
     for name in several if options.suite == "all" else [options.suite]:
