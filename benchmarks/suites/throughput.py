@@ -71,17 +71,26 @@ def measure(session: Session, groups: Sequence[Sequence[Entry]]) -> None:
 def _measure(session: Session, group: Sequence[Entry]) -> None:
     windows: dict[tuple[Entry, str, str], list[Window]] = defaultdict(list)
     with contextlib.ExitStack() as workers:
+        begun: list[tuple[Worker, Client] | None] = []
         ready: dict[Entry, tuple[Worker, Client]] = {}
-        for entry in group:
-            key, contestant, children, models = entry.key, entry.contestant, entry.children, entry.models
-            session.step(f"{key}, {children} children: starts")
-            with session.failing(contestant=key, children=children):
-                started = session.worker(key, contestant, children=children, models=models)
-                worker, client = workers.enter_context(started)
-                for model in models if contestant.task == "predict" else ():
-                    session.meet(worker, client, model, 1 if contestant.solo else children)
-                    session.prove(worker, client, model)
-                ready[entry] = worker, client
+        for number, entry in enumerate(group):
+            session.step(f"{entry.key}, {entry.children} children: starts")
+            # Most of a start takes one core: the next one starts meanwhile, unless one of the two tries what is fastest.
+            apart = any("BENCH_PREDICTORS" in one.contestant.variables for one in group[number : number + 2])
+            for another in group[len(begun) : number + (1 if apart else 2)]:
+                begun.append(None)
+                with session.failing(contestant=another.key, children=another.children):
+                    started = session.worker(
+                        another.key, another.contestant, children=another.children, models=another.models
+                    )
+                    begun[-1] = workers.enter_context(started)
+            if (found := begun[number]) is None:
+                continue
+            with session.failing(contestant=entry.key, children=entry.children):
+                for model in entry.models if entry.contestant.task == "predict" else ():
+                    session.meet(*found, model, 1 if entry.contestant.solo else entry.children)
+                    session.prove(*found, model)
+                ready[entry] = found
         for turn in range(max(entry.rounds for entry in group)):
             for entry, (worker, client) in list(ready.items()):
                 if turn >= entry.rounds:
