@@ -75,7 +75,7 @@ def _measure(session: Session, group: Sequence[Entry]) -> None:
         ready: dict[Entry, tuple[Worker, Client]] = {}
         for number, entry in enumerate(group):
             session.step(f"{entry.key}, {entry.children} children: starts")
-            # Most of a start takes one core: the next one starts meanwhile, unless one of the two tries what is fastest.
+            # Most of a start takes one core: the next one starts meanwhile, unless one of the two tries what is fast.
             apart = any("BENCH_PREDICTORS" in one.contestant.variables for one in group[number : number + 2])
             for another in group[len(begun) : number + (1 if apart else 2)]:
                 begun.append(None)
