@@ -30,21 +30,17 @@ CONTESTANTS = {
     "stock": Contestant("prefork, model.predict", "stock"),
     # Starts as the stock recipe and is as large; 32 take minutes to start.
     "expert": Contestant("prefork, compiled call, 1 thread per child", "expert", suites=("throughput", "leak")),
-    # As fast as forked ones once they run, and 32 take minutes to start.
+    # As fast and as large as forked ones once they run, and 32 take minutes to start.
     "spawn": Contestant(
         "prefork with spawn, model.predict",
         "stock",
         variables={"BENCH_START_METHOD": "spawn"},
-        suites=("throughput", "coldstart", "memory"),
+        suites=("throughput", "coldstart"),
     ),
     "threads": Contestant("threads, compiled call", "one_process", pool="threads", one_process=True),
+    # Starts as "threads" does.
     "solo": Contestant(
-        "solo, compiled call",
-        "one_process",
-        pool="solo",
-        one_process=True,
-        solo=True,
-        suites=("throughput", "coldstart", "memory"),
+        "solo, compiled call", "one_process", pool="solo", one_process=True, solo=True, suites=("throughput", "memory")
     ),
     # One thread computes, however many tasks there are; the program of "solo", which starts as soon and is as large.
     "gevent": Contestant(

@@ -406,7 +406,6 @@ _TABLES = {
     "memory": _memory_table,
     "overhead": _overhead_table,
     "leak": _leak_table,
-    "predictors": _throughput_table,
     "soak": _soak_table,
 }
 _PICTURES = {
@@ -416,6 +415,5 @@ _PICTURES = {
     "memory": _memory_picture,
     "overhead": _overhead_picture,
     "leak": _leak_picture,
-    "predictors": _throughput_picture,
     "soak": _soak_picture,
 }

@@ -15,7 +15,7 @@ from traffic import Client
 
 TITLE = "Seconds until every child has given its first answer"
 #: What they show is the same with any model, or with any number of children.
-TOLD_BY_ONE_MODEL = ("spawn", "solo", "batches", "unshared", "first")
+TOLD_BY_ONE_MODEL = ("spawn", "batches", "unshared", "first")
 TOLD_BY_TWO_CHILDREN = ("spawn", "server", "unshared", "first")
 #: Seconds until worker main must have noticed that a child is gone.
 PATIENCE = 60.0

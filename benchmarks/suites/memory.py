@@ -8,11 +8,11 @@ from contestants import Contestant
 from session import Session
 
 TITLE = "Memory of the whole worker (PSS), and private memory of one child"
-#: Predictors are meant for many children; of spawned ones each takes as much as the first, and long to start.
-SIZES_OF = {"predictors": (1, 2, 4, 8, 32), "spawn": (1, 2)}
+#: Predictors are meant for many children.
+SIZES_OF = {"predictors": (1, 2, 4, 8, 32)}
 
 #: As large as another, or as several copies, with any model.
-TOLD_BY_ONE_MODEL = ("spawn", "solo", "batches")
+TOLD_BY_ONE_MODEL = ("solo", "batches")
 
 
 def run(session: Session) -> None:
