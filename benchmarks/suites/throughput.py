@@ -71,26 +71,7 @@ def measure(session: Session, groups: Sequence[Sequence[Entry]]) -> None:
 def _measure(session: Session, group: Sequence[Entry]) -> None:
     windows: dict[tuple[Entry, str, str], list[Window]] = defaultdict(list)
     with contextlib.ExitStack() as workers:
-        begun: list[tuple[Worker, Client] | None] = []
-        ready: dict[Entry, tuple[Worker, Client]] = {}
-        for number, entry in enumerate(group):
-            session.step(f"{entry.key}, {entry.children} children: starts")
-            # Most of a start takes one core: the next one starts meanwhile, unless one of the two tries what is fast.
-            apart = any("BENCH_PREDICTORS" in one.contestant.variables for one in group[number : number + 2])
-            for another in group[len(begun) : number + (1 if apart else 2)]:
-                begun.append(None)
-                with session.failing(contestant=another.key, children=another.children):
-                    started = session.worker(
-                        another.key, another.contestant, children=another.children, models=another.models
-                    )
-                    begun[-1] = workers.enter_context(started)
-            if (found := begun[number]) is None:
-                continue
-            with session.failing(contestant=entry.key, children=entry.children):
-                for model in entry.models if entry.contestant.task == "predict" else ():
-                    session.meet(*found, model, 1 if entry.contestant.solo else entry.children)
-                    session.prove(*found, model)
-                ready[entry] = found
+        ready = _start(session, group, workers)
         for turn in range(max(entry.rounds for entry in group)):
             for entry, (worker, client) in list(ready.items()):
                 if turn >= entry.rounds:
@@ -115,6 +96,33 @@ def _measure(session: Session, group: Sequence[Entry]) -> None:
             if windows[entry, model, "loop"]:
                 row = _row(windows[entry, model, "loop"], windows[entry, model, "burst"])
                 session.rows.append({"contestant": entry.key, "children": entry.children, "model": model, **row})
+
+
+def _start(
+    session: Session, group: Sequence[Entry], workers: contextlib.ExitStack
+) -> dict[Entry, tuple[Worker, Client]]:
+    """Those whose workers have started and answer as Keras does; ``workers`` ends them all."""
+    begun: list[tuple[Worker, Client] | None] = []
+    ready: dict[Entry, tuple[Worker, Client]] = {}
+    for number, entry in enumerate(group):
+        session.step(f"{entry.key}, {entry.children} children: starts")
+        # Most of a start takes one core: the next one starts meanwhile, unless one of the two tries what is fast.
+        apart = any("BENCH_PREDICTORS" in one.contestant.variables for one in group[number : number + 2])
+        for another in group[len(begun) : number + (1 if apart else 2)]:
+            begun.append(None)
+            with session.failing(contestant=another.key, children=another.children):
+                started = session.worker(
+                    another.key, another.contestant, children=another.children, models=another.models
+                )
+                begun[-1] = workers.enter_context(started)
+        if (found := begun[number]) is None:
+            continue
+        with session.failing(contestant=entry.key, children=entry.children):
+            for model in entry.models if entry.contestant.task == "predict" else ():
+                session.meet(*found, model, 1 if entry.contestant.solo else entry.children)
+                session.prove(*found, model)
+            ready[entry] = found
+    return ready
 
 
 def _row(loops: list[Window], bursts: list[Window]) -> dict[str, object]:
