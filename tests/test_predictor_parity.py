@@ -271,7 +271,7 @@ def test_batches_as_large_as_pays(monkeypatch: pytest.MonkeyPatch, seconds: Any,
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", ["conv", "dense", "lstm", "several, nested", "bfloat16"])
 def test_frozen(tmp_path: Path, name: str, packed: bool) -> None:
-    """Variables as constants: the same numbers, of the model itself and of its pack, in the thread that calls."""
+    """Variables as constants: the same numbers, of the model itself and of its pack."""
     from celery_tfpool import freezing, pack
     from celery_tfpool.pack_runner import PackRunner
 
