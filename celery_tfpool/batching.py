@@ -48,6 +48,7 @@ class _Queue(Generic[T]):
     """Requests that may share a batch, in the order in which they came."""
 
     max_size: int
+    parallel: int
     waiting: deque[_Waiting[T]] = field(default_factory=deque)
     rows: int = 0
 
@@ -69,13 +70,22 @@ class Batcher(Generic[T]):
     _queues: dict[Hashable, _Queue[T]] = field(default_factory=dict)
 
     def add(
-        self, request: T, *, rows: int, key: Hashable, max_size: int, now: float, weight: float | None = None
+        self,
+        request: T,
+        *,
+        rows: int,
+        key: Hashable,
+        max_size: int,
+        now: float,
+        parallel: int = 1,
+        weight: float | None = None,
     ) -> None:
         """Let ``request`` wait for a batch of at most ``max_size`` rows; the size that a key came with first counts.
 
-        ``weight`` is how many batches it counts for in `batches`, by default the part of a batch that it fills.
+        ``parallel`` is how many batches of the key may be computed at a time; ``weight`` is how many batches the
+        request counts for in `batches`, by default the part of a batch that it fills.
         """
-        queue = self._queues.setdefault(key, _Queue(max_size))
+        queue = self._queues.setdefault(key, _Queue(max_size, parallel))
         queue.waiting.append(_Waiting(request, rows, now, rows / max_size if weight is None else weight))
         queue.rows += rows
 
@@ -83,12 +93,15 @@ class Batcher(Generic[T]):
         """Seconds until a batch is due; None when nothing waits."""
         return min((self._delay(queue, now) for queue in self._queues.values()), default=None)
 
-    def take(self, now: float) -> list[Part[T]]:
+    def is_due(self, now: float, running: int = 0) -> bool:
+        """Whether a batch may leave while ``running`` are being computed."""
+        return self._next(now, running) is not None
+
+    def take(self, now: float, running: int = 0) -> list[Part[T]]:
         """The next batch if one is due: whole requests in their order, or a part of one that is larger than a batch."""
-        due = [(queue.waiting[0].since, key) for key, queue in self._queues.items() if self._delay(queue, now) <= 0]
-        if not due:
+        key = self._next(now, running)
+        if key is None:
             return []
-        key = min(due, key=lambda item: item[0])[1]
         parts: list[Part[T]] = []
         queue = self._queues[key]
         room = queue.max_size
@@ -125,6 +138,15 @@ class Batcher(Generic[T]):
     @property
     def rows(self) -> int:
         return sum(queue.rows for queue in self._queues.values())
+
+    def _next(self, now: float, running: int) -> Hashable | None:
+        """The key whose turn it is, if its batch may leave."""
+        due = [(queue.waiting[0].since, key) for key, queue in self._queues.items() if self._delay(queue, now) <= 0]
+        if not due:
+            return None
+        key = min(due, key=lambda item: item[0])[1]
+        queue = self._queues[key]
+        return key if not running or (running < queue.parallel and queue.rows >= queue.max_size) else None
 
     def _delay(self, queue: _Queue[T], now: float) -> float:
         if queue.rows >= queue.max_size or self.requests >= self.callers:

@@ -1,8 +1,10 @@
 """A process that owns models and predicts for all children, batching their requests.
 
-One event loop receives, decides and answers; one thread beside it computes,
+One event loop receives, decides and answers; a thread beside it computes,
 unless a model's calls are sure to be over in a moment.  So requests gather while a batch is
 computed, and the next batch starts before the answers of the last one are sent.
+Where calls in one thread each do more than one call in all, several threads
+compute, each a batch of its own, as long as batches are full.
 
 Whoever asks has one connection for each request in flight.  A connection that
 is closed takes its request with it.  What a request and an answer say:
@@ -30,6 +32,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from socket import socket
 from typing import Any, NoReturn
@@ -96,6 +99,7 @@ def main(job: Job, listener: socket, link: Connection) -> None:
     if sys.__stderr__ is not None:
         faulthandler.enable(sys.__stderr__)
     runtime.limit_threads(intra_op=job.intra_op, inter_op=job.inter_op, explicit=True)
+    runtime.threads_per_session()
     if job.prepare is not None:
         job.prepare()
     try:
@@ -107,9 +111,9 @@ def main(job: Job, listener: socket, link: Connection) -> None:
 async def _serve(job: Job, listener: socket, link: Connection) -> None:
     loop = asyncio.get_running_loop()
     _watch_parent(loop, job)
-    computing = ThreadPoolExecutor(1, "compute")
+    computing = ThreadPoolExecutor(job.intra_op, "compute")
     try:
-        models = await loop.run_in_executor(computing, _load, job)
+        models = await loop.run_in_executor(computing, _load, job, computing)
     except Exception as exc:  # anything at all may come out of the user's file or function
         reason = str(exc) if isinstance(exc, TFPoolError) else f"{type(exc).__name__}: {short(exc)}"
         link.send_bytes(json.dumps({"failed": reason}).encode())
@@ -123,8 +127,8 @@ async def _serve(job: Job, listener: socket, link: Connection) -> None:
     await loop.create_future()  # for ever
 
 
-def _load(job: Job) -> dict[str, ServedModel]:
-    """Load and warm up all models.
+def _load(job: Job, computing: ThreadPoolExecutor) -> dict[str, ServedModel]:
+    """Load and warm up all models, in a thread of ``computing``.
 
     Raises:
         ModelLoadError: of the first that fails.
@@ -134,8 +138,8 @@ def _load(job: Job) -> dict[str, ServedModel]:
     for model in job.models:
         started = time.monotonic()
         lazy = models.find(model.name)
-        one = ServedModel(lazy.load(), model.max_batch_size or job.settings.max_batch_size)
-        one.warm_up()
+        one = ServedModel(lazy.load(), model.max_batch_size or job.settings.max_batch_size, job.intra_op)
+        one.warm_up(computing)
         served[model.name] = one
         logger.info(
             "predictor %d (pid %d): model %r from %r, loaded in %.2f s, warm after %.2f s%s; %s",
@@ -146,9 +150,16 @@ def _load(job: Job) -> dict[str, ServedModel]:
             lazy.load_time,
             time.monotonic() - started,
             ", frozen" if one.is_frozen else "",
-            f"requests are not batched: {one.alone}" if one.alone else f"batches of up to {one.max_size} rows",
+            _batches_of(one),
         )
     return served
+
+
+def _batches_of(model: ServedModel) -> str:
+    if model.alone:
+        return f"requests are not batched: {model.alone}"
+    at_a_time = f", {model.parallel} at a time" if model.parallel > 1 else ""
+    return f"batches of up to {model.max_size} row{'s' * (model.max_size > 1)}{at_a_time}"
 
 
 def _watch_parent(loop: asyncio.AbstractEventLoop, job: Job) -> None:
@@ -198,8 +209,29 @@ class _Request:
     abandoned: bool = False
 
 
+@dataclass(eq=False)
+class _Batch:
+    """What is being computed."""
+
+    parts: Sequence[Part[_Request]]
+    since: float
+
+    @property
+    def first(self) -> Call:
+        return self.parts[0].request.call
+
+    @property
+    def rows(self) -> int:
+        """As they count for the queue: a request that goes alone is one."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def inferences(self) -> int:
+        return sum(part.rows if part.request.call.key else part.request.call.rows for part in self.parts)
+
+
 class Predictor:
-    """Decides with a `Batcher` which requests go next, and lets the other thread compute them."""
+    """Decides with a `Batcher` which requests go next, and lets other threads compute them."""
 
     def __init__(self, job: Job, models: dict[str, ServedModel], computing: ThreadPoolExecutor) -> None:
         self.job, self.models = job, models
@@ -210,9 +242,7 @@ class Predictor:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._going = False
-        #: Since when a batch is being computed, and of how many rows.
-        self._busy_since: float | None = None
-        self._busy_rows = 0
+        self._running: list[_Batch] = []
         self._tell_load()
 
     def connected(self, change: int) -> None:
@@ -254,6 +284,7 @@ class Predictor:
             rows=call.rows if call.key else 1,
             key=key,
             max_size=size,
+            parallel=call.parallel,
             now=request.arrived,
             weight=call.rows / model.rows_that_count,
         )
@@ -273,47 +304,47 @@ class Predictor:
             self._loop.call_soon(self._go)
 
     def _go(self) -> None:
-        """Start the next batch if one is due and nothing is being computed."""
+        """Start all batches that may start now."""
         self._going = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._busy_since is not None:
-            return
         now = time.monotonic()
-        parts = self._batcher.take(now)
-        if parts:
-            self._busy_since, self._busy_rows = now, sum(part.rows for part in parts)
+        while self._may_another() and (parts := self._batcher.take(now, len(self._running))):
+            batch = _Batch(parts, now)
+            self._running.append(batch)
             for part in parts:
                 if part.request.started is None:
                     part.request.started = now
                     self.statistics.queue_duration += now - part.request.arrived
-            if parts[0].request.call.is_quick:
-                # To wake the other thread and be woken would take longer, on busy cores much longer.
-                results = _compute(parts)
-                self._account(parts)
+            if batch.first.is_quick:
+                # To wake another thread and be woken would take longer, on busy cores much longer.
+                results = _compute(parts, in_one_thread=False)
+                self._account(batch)
                 self._answer(parts, results)
                 self._go_soon()
-            else:
-                future = self._loop.run_in_executor(self._computing, _compute, parts)
-                future.add_done_callback(lambda future: self._computed(parts, future.result()))
-        elif (delay := self._batcher.delay(now)) is not None:
+                return
+            # Alone it has all threads.
+            crowded = len(self._running) > 1 or self._batcher.is_due(now, len(self._running))
+            future = self._loop.run_in_executor(self._computing, partial(_compute, parts, in_one_thread=crowded))
+            future.add_done_callback(partial(self._computed, batch))
+        if not self._running and (delay := self._batcher.delay(now)) is not None:
             self._timer = self._loop.call_later(delay, self._go)
 
-    def _computed(self, parts: Sequence[Part[_Request]], results: list[Any]) -> None:
-        self._account(parts)
-        self._go()  # first what computes, then what sends
-        self._answer(parts, results)
+    def _may_another(self) -> bool:
+        """Whether nothing is being computed next to which nothing else may be."""
+        return all(len(self._running) < batch.first.parallel for batch in self._running)
 
-    def _account(self, parts: Sequence[Part[_Request]]) -> None:
-        assert self._busy_since is not None
-        seconds = time.monotonic() - self._busy_since
-        self.statistics.compute_duration += seconds
+    def _computed(self, batch: _Batch, future: asyncio.Future[list[Any]]) -> None:
+        self._account(batch)
+        self._go()  # first what computes, then what sends
+        self._answer(batch.parts, future.result())
+
+    def _account(self, batch: _Batch) -> None:
+        self._running.remove(batch)
+        self.statistics.compute_duration += time.monotonic() - batch.since
         self.statistics.execution_count += 1
-        self.statistics.inference_count += sum(
-            part.rows if part.request.call.key else part.request.call.rows for part in parts
-        )
-        self._busy_since, self._busy_rows = None, 0
+        self.statistics.inference_count += batch.inferences
 
     def _answer(self, parts: Sequence[Part[_Request]], results: list[Any]) -> None:
         for part, result in zip(parts, results, strict=True):
@@ -355,17 +386,18 @@ class Predictor:
         return {**asdict(self.statistics), "memory": memory.of_process(os.getpid())}
 
     def _tell_load(self) -> None:
-        self._board.write(self.job.index, self._batcher.rows + self._busy_rows)
+        self._board.write(self.job.index, self._batcher.rows + sum(batch.rows for batch in self._running))
 
     def watch_itself(self) -> None:
         """End this process when a batch takes longer than anybody waits for it, or when this loop hangs."""
         limit = self.job.settings.response_timeout + GRACE
-        if self._busy_since is not None and time.monotonic() - self._busy_since > limit:
+        late = [batch for batch in self._running if time.monotonic() - batch.since > limit]
+        if late:
             logger.critical(
                 "predictor %d (pid %d): a batch of %d rows is not done after %g s; ending, see stderr for where it was",
                 self.job.index,
                 os.getpid(),
-                self._busy_rows,
+                late[0].rows,
                 limit,
             )
             os.abort()
@@ -379,11 +411,11 @@ def _error(name: str, exc: Exception) -> TFPoolError:
     return exc if isinstance(exc, TFPoolError) else PredictionError(name, f"{type(exc).__name__}: {short(exc)}")
 
 
-def _compute(parts: Sequence[Part[_Request]]) -> list[Any]:
-    """The outputs of each part, or the exception that is to be its answer; runs in the thread that computes."""
+def _compute(parts: Sequence[Part[_Request]], *, in_one_thread: bool) -> list[Any]:
+    """The outputs of each part, or the exception that is to be its answer; runs in a thread that computes."""
     calls = [Part(part.request.call, part.start, part.stop) for part in parts]
     try:
-        return served_model.run(calls)
+        return served_model.run(calls, in_one_thread=in_one_thread)
     except NotByRows:
         model = calls[0].request.model
         model.alone = "its outputs do not have a row for each row of its inputs"

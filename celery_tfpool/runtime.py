@@ -230,6 +230,14 @@ def limit_threads(*, intra_op: int, inter_op: int, explicit: bool) -> None:
     wrapt.register_post_import_hook(apply, "tensorflow")
 
 
+def threads_per_session() -> None:
+    """Let each ``tf.compat.v1.Session`` have as many threads as it is told, and not those of the first of this process.
+
+    Without effect where TensorFlow is initialised already.
+    """
+    os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"
+
+
 # -- versions ------------------------------------------------------------------
 
 

@@ -11,7 +11,10 @@ Knows nothing of sockets, or of who asks and when.
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +36,12 @@ _TOLERANCE, _TOLERANCE_16_BIT = 1e-3, 5e-2
 
 #: Seconds of a quick call; of one that may be of full size whether that pays or not; of one that is long for a try.
 _QUICK, _SHORT, _LONG = 1e-3, 20e-3, 0.5
-#: More rows in a call pay where each then takes so much less.
-_PAYS = 0.95
+#: More rows in a call pay where each then takes so much less; so do calls in several threads.
+_PAYS, _PAYS_IN_THREADS = 0.95, 0.9
+#: Bytes of weights of which a second copy is worth it.
+_SMALL = 2**26
+#: Seconds until the threads that compute have all started.
+_PATIENCE = 60.0
 #: Operations that may take as long as they like: Python code, loops and branches.
 _AS_LONG_AS_IT_LIKES = {
     *("PyFunc", "PyFuncStateless", "EagerPyFunc"),
@@ -65,16 +72,24 @@ class Call:
     def is_quick(self) -> bool:
         return self.model.is_quick and self.key is not None
 
+    @property
+    def parallel(self) -> int:
+        """How many such calls may be computed at a time."""
+        return self.model.parallel if self.key is not None else 1
+
 
 class ServedModel:
     """A loaded model that predicts for several processes.
 
     Args:
         max_size: rows per batch; 1: each request is computed alone.
+        threads: how many threads TensorFlow may use, within one call or by as many calls at a time.
     """
 
-    def __init__(self, runner: Runner, max_size: int) -> None:
-        self.runner, self.max_size = runner, max_size
+    def __init__(self, runner: Runner, max_size: int, threads: int = 1) -> None:
+        self.runner, self.max_size, self._threads = runner, max_size, threads
+        #: How many batches may be computed at a time.
+        self.parallel = 1
         #: Rows that count as one batch where it is said how many batches may wait: as set, whatever pays.
         self.rows_that_count = max_size
         self.name = runner.name
@@ -84,37 +99,48 @@ class ServedModel:
         #: Whether each call is sure to be over in a moment.
         self.is_quick = False
         self._compiled = runner.compiled() if runner.inputs and not self.only_here else None
+        #: The same in one thread, where `parallel` is more than 1.
+        self._in_one_thread: Compiled | None = None
 
-    def warm_up(self) -> None:
-        """Choose the fastest call, see whether rows may be batched, and call with the sizes that will come."""
+    def warm_up(self, computing: Executor | None = None) -> None:
+        """Choose the fastest call, see whether rows may be batched, and call with the sizes that will come.
+
+        Args:
+            computing: has the other threads that will compute, if there are any; this is one of them.
+        """
         if self.only_here or self._compiled is None:
             return
         self.alone = self.alone or _needs_to_be_alone(self._compiled, self.runner.inputs)
-        self._freeze()
+        frozen = self._freeze()
         try:
             self._hurry()
             if self.alone:
                 for size in (1, BATCH_SIZE):
                     self._compiled(*self._zeros(size))
             else:
-                self._limit_size()
+                self.max_size, seconds = self._best_size(self._compiled)
+                if frozen is not None and computing is not None and self._threads > 1 and not self.is_quick:
+                    self._divide(frozen, seconds, computing)
         except Exception as exc:  # zeros are not for every model
             logger.warning("model %r: predicting zeros to warm up failed: %s: %s", self.name, type(exc).__name__, exc)
             return
         if not self.alone and not _is_by_rows(self._compiled, self.runner.inputs):
             self.alone = "the outputs of a row depend on the other rows"
 
-    def _freeze(self) -> None:
+    def _freeze(self) -> freezing.Frozen | None:
+        """Call the frozen graph, which is returned, if there is one and it is not slower."""
         assert self._compiled is not None
         if self.alone.startswith("it keeps"):  # constants keep none
-            return
+            return None
         try:
-            frozen = freezing.frozen(self.runner)
-            if frozen is not None and _agree(self._compiled, frozen, self.runner.inputs):
-                fastest = freezing.faster(self._compiled, frozen, self._zeros(min(_FEW, self.max_size)))
-                self._compiled, self.is_frozen = fastest, fastest is frozen
+            if (frozen := freezing.frozen(self.runner)) is not None:
+                call = frozen.call(self._threads)
+                if _agree(self._compiled, call, self.runner.inputs):
+                    fastest = freezing.faster(self._compiled, call, self._zeros(min(_FEW, self.max_size)))
+                    self._compiled, self.is_frozen = fastest, fastest is call
         except Exception as exc:  # an optimisation that fails costs its gain
             logger.warning("model %r cannot be frozen: %s: %s", self.name, type(exc).__name__, short(exc))
+        return frozen if self.is_frozen else None
 
     def _hurry(self) -> None:
         """See whether calls of whatever comes are quick."""
@@ -126,22 +152,37 @@ class ServedModel:
         sizes = (1, self.max_size)
         self.is_quick = all(freezing.fastest(self._compiled, self._zeros(size)) < _QUICK for size in sizes)
 
-    def _limit_size(self) -> None:
-        """Call with one row, two, four, …; where more rows only make a call longer, which takes memory, have fewer."""
-        assert self._compiled is not None
+    def _best_size(self, compiled: Compiled) -> tuple[int, float]:
+        """How many rows a batch should have, at most `max_size`, and seconds of each row then.
+
+        Calls with one row, two, four, …; where more rows only make a call longer, which takes memory, it is fewer.
+        """
         per_row: dict[int, float] = {}
         size = 1
         while True:
-            seconds = freezing.fastest(self._compiled, self._zeros(size))
+            seconds = freezing.fastest(compiled, self._zeros(size))
             per_row[size] = seconds / size
             if size == self.max_size or (seconds > _LONG and per_row[size] * _PAYS > min(per_row.values())):
                 break
             size = min(2 * size, self.max_size)
+        best = self.max_size
         if seconds > _SHORT:
             for size in [size for size in per_row if per_row[size] * _PAYS**2 <= min(per_row.values())]:
                 # Close to the best: which it is must not be a matter of a slow moment.
-                per_row[size] = min(per_row[size], freezing.fastest(self._compiled, self._zeros(size)) / size)
-            self.max_size = min(size for size, one in per_row.items() if one * _PAYS <= min(per_row.values()))
+                per_row[size] = min(per_row[size], freezing.fastest(compiled, self._zeros(size)) / size)
+            best = min(size for size, one in per_row.items() if one * _PAYS <= min(per_row.values()))
+        return best, per_row[best]
+
+    def _divide(self, frozen: freezing.Frozen, seconds: float, computing: Executor) -> None:
+        """Let each thread compute a batch of its own, if in all they need much less than ``seconds`` for each row."""
+        if frozen.size > _SMALL:
+            return
+        call = frozen.call(1)
+        size, _ = self._best_size(call)
+        values = self._zeros(size)
+        at_once = min(_at_once(lambda: call(*values), self._threads, computing) for _ in range(_FEW))
+        if at_once / (size * self._threads) < _PAYS_IN_THREADS * seconds:
+            self._in_one_thread, self.max_size, self.parallel = call, size, self._threads
 
     def _zeros(self, rows: int) -> list[Any]:
         return [_repeated(port.zeros(), port, rows) for port in self.runner.inputs]
@@ -155,7 +196,14 @@ class ServedModel:
             "frozen": self.is_frozen,
             "packed": isinstance(self.runner, PackRunner),
             "max_batch_size": self.max_size,
+            "parallel": self.parallel,
         }
+
+    def call_of(self, call: Call, in_one_thread: bool) -> Compiled:
+        """What computes a batch of such calls, maybe next to another batch."""
+        if in_one_thread and self._in_one_thread is not None and call.key is not None:
+            return self._in_one_thread
+        return call.compiled
 
     def prepare(self, x: Any, batch_size: int) -> Call:
         """Check a request and see with whom it may share a batch.
@@ -179,11 +227,27 @@ class ServedModel:
         return Call(self, compiled, values, rows, key, batch_size)
 
 
+def _at_once(call: Callable[[], Any], threads: int, computing: Executor) -> float:
+    """Seconds that this thread and the others of ``computing`` need for a call each, the second of theirs."""
+    barrier = threading.Barrier(threads, timeout=_PATIENCE)
+
+    def twice() -> float:
+        call()  # what a thread's first call makes, it keeps
+        barrier.wait()
+        started = time.perf_counter()
+        call()
+        barrier.wait()
+        return time.perf_counter() - started
+
+    others = [computing.submit(twice) for _ in range(threads - 1)]
+    return max([twice(), *(other.result() for other in others)])
+
+
 # -- computing -----------------------------------------------------------------
 
 
-def run(parts: Sequence[Part[Call]]) -> list[Any]:
-    """The outputs of each part, computed in one call.
+def run(parts: Sequence[Part[Call]], *, in_one_thread: bool = False) -> list[Any]:
+    """The outputs of each part, computed in one call, by one thread if that was found to be good.
 
     Raises:
         NotByRows: the outputs cannot be divided among the parts.
@@ -196,7 +260,7 @@ def run(parts: Sequence[Part[Call]]) -> list[Any]:
         _joined([part.request.values[number][part.start : part.stop] for part in parts])
         for number in range(len(first.values))
     ]
-    outputs = first.compiled(*values)
+    outputs = first.model.call_of(first, in_one_thread)(*values)
     if len(parts) == 1:
         _check_rows(outputs, parts[0].rows)
         return [outputs]
