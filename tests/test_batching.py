@@ -89,6 +89,30 @@ def test_keys_are_not_mixed() -> None:
     assert [Part("old", 0, 1)] == batcher.take(now=1.0)
 
 
+def test_next_to_others() -> None:
+    """While batches are being computed only a full one leaves, and no more at a time than its key allows."""
+    batcher: Batcher[str] = Batcher(max_wait=0.0)
+
+    def come(request: str, key: str, now: float, parallel: int) -> None:
+        batcher.add(request, rows=4, key=key, max_size=8, now=now, parallel=parallel)
+
+    come("a", "x", now=0.0, parallel=2)
+    assert [] == batcher.take(now=1.0, running=1)
+    come("b", "x", now=1.0, parallel=2)
+    assert not batcher.is_due(now=1.0, running=2)
+    assert [] == batcher.take(now=1.0, running=2)
+    assert batcher.is_due(now=1.0, running=1)
+    assert [Part("a", 0, 4), Part("b", 0, 4)] == batcher.take(now=1.0, running=1)
+    # Another key waits until nothing is computed, and whoever comes after it waits with it.
+    come("c", "y", now=2.0, parallel=1)
+    come("d", "y", now=2.0, parallel=1)
+    come("e", "x", now=3.0, parallel=2)
+    come("f", "x", now=3.0, parallel=2)
+    assert [] == batcher.take(now=3.0, running=1)
+    assert [Part("c", 0, 4), Part("d", 0, 4)] == batcher.take(now=3.0)
+    assert [Part("e", 0, 4), Part("f", 0, 4)] == batcher.take(now=3.0, running=1)
+
+
 def test_removed_request() -> None:
     """What nobody waits for is not computed; parts that have gone stay gone."""
     batcher: Batcher[str] = Batcher(max_wait=0.0)
@@ -123,7 +147,7 @@ class Request:
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("add"), st.integers(1, 40), st.integers(0, 3)),
-        st.tuples(st.just("take"), st.floats(0, 2)),
+        st.tuples(st.just("take"), st.floats(0, 2), st.integers(0, 3)),
         st.tuples(st.just("remove"), st.integers(0, 50)),
     ),
     max_size=60,
@@ -140,10 +164,12 @@ def test_every_row_once(steps: list[tuple[object, ...]], max_size: int, max_wait
     left: dict[Request, list[tuple[int, int]]] = defaultdict(list)
     order: dict[int, list[int]] = defaultdict(list)
 
-    def take() -> bool:
-        delay = batcher.delay(now)
-        parts = batcher.take(now)
-        assert bool(parts) == (delay == 0.0)
+    def take(running: int = 0) -> bool:
+        delay, is_due = batcher.delay(now), batcher.is_due(now, running)
+        parts = batcher.take(now, running)
+        assert bool(parts) == is_due
+        assert is_due <= (delay == 0.0)
+        assert is_due or running or delay != 0.0
         assert sum(part.rows for part in parts) <= max_size
         assert len({part.request.key for part in parts}) <= 1
         for part in parts:
@@ -156,10 +182,10 @@ def test_every_row_once(steps: list[tuple[object, ...]], max_size: int, max_wait
         match step:
             case ("add", int(rows), int(key)):
                 requests.append(Request(len(requests), rows, key))
-                batcher.add(requests[-1], rows=rows, key=key, max_size=max_size, now=now)
-            case ("take", float(seconds)):
+                batcher.add(requests[-1], rows=rows, key=key, max_size=max_size, now=now, parallel=1 + key)
+            case ("take", float(seconds), int(running)):
                 now += seconds
-                take()
+                take(running)
             case ("remove", int(number)) if number < len(requests):
                 batcher.remove(requests[number])
                 removed.add(requests[number])

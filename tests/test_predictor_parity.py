@@ -268,6 +268,43 @@ def test_batches_as_large_as_pays(monkeypatch: pytest.MonkeyPatch, seconds: Any,
     assert 32 == served.rows_that_count  # tf_max_enqueued_batches means what it meant
 
 
+@pytest.mark.parametrize(("seconds", "parallel"), [(0.0, 2), (60.0, 1)])
+@pytest.mark.parametrize("name", ["conv", "lstm", "several, nested"])
+def test_batches_in_several_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, seconds: float, parallel: int
+) -> None:
+    """Where calls in one thread each are faster in all, which `_at_once` tells; the same numbers."""
+    from celery_tfpool import freezing, served_model
+
+    monkeypatch.setattr(freezing, "faster", lambda plain, other, values: other)
+    monkeypatch.setattr(served_model, "_QUICK", 0.0)
+    monkeypatch.setattr(served_model, "_at_once", lambda call, threads, computing: seconds)
+    served = served_model.ServedModel(saved_and_loaded(tmp_path, name), 8, threads=2)
+    with ThreadPoolExecutor(2) as computing:
+        served.warm_up(computing)
+    assert (served.is_frozen, parallel) == (True, served.parallel)
+    x = ZOO[name].rows(5)
+    call = served.prepare(served.runner._inputs.values(x), 32)
+    (outputs,) = served_model.run([Part(call, 0, 5)], in_one_thread=True)
+    assert_close(outputs, served.runner.predict(x, 32))
+
+
+def test_at_once() -> None:
+    """All threads are in their second call at the same time."""
+    from celery_tfpool import served_model
+
+    threads: set[int] = set()
+    together = threading.Barrier(3, timeout=60)
+
+    def call() -> None:
+        threads.add(threading.get_ident())
+        together.wait()
+
+    with ThreadPoolExecutor(3) as computing:
+        assert computing.submit(served_model._at_once, call, 3, computing).result(timeout=60) > 0
+    assert 3 == len(threads)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", ["conv", "dense", "lstm", "several, nested", "bfloat16"])
 def test_frozen(tmp_path: Path, name: str, packed: bool) -> None:
@@ -284,7 +321,7 @@ def test_frozen(tmp_path: Path, name: str, packed: bool) -> None:
     assert frozen is not None
     x = ZOO[name].rows(5)
     values = runner.fit_flat(runner._inputs.values(x))
-    assert_close(frozen(*values), runner.predict(x, 32))
+    assert_close(frozen.call(1)(*values), runner.predict(x, 32))
 
 
 def test_not_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +343,7 @@ def test_frozen_with_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     model = chain((3,), layers.Dense(2))
     runner = KerasRunner("m", model)
     wrong = Compiled(lambda x: x[:, :2] + 1.0, runner.compiled().outputs, runner.compiled().graph_def)
-    monkeypatch.setattr(freezing, "frozen", lambda runner: wrong)
+    monkeypatch.setattr(freezing.Frozen, "call", lambda self, threads: wrong)
     served = served_model.ServedModel(runner, 8)
     served.warm_up()
     assert not served.is_frozen

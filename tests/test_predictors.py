@@ -10,6 +10,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,23 @@ def test_larger_than_a_batch(start_worker: StartWorker) -> None:
     values = [value + 0.5 for value in range(30)]
     assert [2 * value for value in values] == worker.call("double_rows", values)
     assert 4 == statistics(worker)["execution_count"]
+
+
+def test_batches_in_several_threads(start_worker: StartWorker, tmp_path: Path) -> None:
+    """Where a call in each of two threads does more than one call in both, two full batches are computed at a time."""
+    conf = {"tf_model_path": "trapped:slow", "tf_predictors": 1, "tf_max_batch_size": 2, "tf_intra_op_parallelism": 2}
+    worker = start_worker("-c", "4", conf=conf, env={"SLOW_CALLS": str(tmp_path / "calls")})
+    assert "batches of up to 2 rows, 2 at a time" in worker.log
+    before = len((tmp_path / "calls").read_text().splitlines())
+    several = [[value + 0.25, value + 0.5] for value in range(12)]
+    results = [worker.send("double_rows", values) for values in several]
+    assert [[2 * one, 2 * other] for one, other in several] == [result.get(timeout=PATIENCE) for result in results]
+    stats = statistics(worker)
+    assert (12, 12, 24) == (stats["request_success"], stats["execution_count"], stats["inference_count"])
+    calls = [tuple(map(float, line.split())) for line in (tmp_path / "calls").read_text().splitlines()[before:]]
+    assert [2.0] * 12 == [rows for rows, _, _ in calls]
+    events = sorted([(start, 1) for _, start, _ in calls] + [(stop, -1) for _, _, stop in calls])
+    assert 2 == max(accumulate(change for _, change in events))
 
 
 def test_one_bad_request_fails_alone(start_worker: StartWorker) -> None:

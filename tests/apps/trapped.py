@@ -1,4 +1,4 @@
-"""A model that doubles its one input; some values do other things on their way."""
+"""Models that double their one input; of `model` some values do other things on their way."""
 
 import ctypes
 import os
@@ -38,3 +38,24 @@ def model():
             return caught * 2
 
     return keras.Sequential([keras.layers.Input((1,)), Trap()])
+
+
+def slow():
+    """It doubles, too; each call takes a tenth of a second, which it writes down."""
+    import keras
+    import tensorflow as tf
+
+    def wait(x):
+        started = time.monotonic()
+        time.sleep(0.1)
+        with open(os.environ["SLOW_CALLS"], "a") as file:
+            file.write(f"{len(x)} {started} {time.monotonic()}\n")
+        return x
+
+    class Wait(keras.layers.Layer):
+        def call(self, x):
+            waited = tf.numpy_function(wait, [x], tf.float32)
+            waited.set_shape(x.shape)
+            return waited * 2
+
+    return keras.Sequential([keras.layers.Input((1,)), Wait()])
