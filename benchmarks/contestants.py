@@ -57,14 +57,6 @@ CONTESTANTS = {
         pool="celery_tfpool:TFPrefork",
         variables={"BENCH_PREDICTORS": "1"},
     ),
-    # One for each core: for models whose single call cannot keep all cores busy.
-    "two": Contestant(
-        "TFPrefork, tf_predictors = 2",
-        "tfpool",
-        pool="celery_tfpool:TFPrefork",
-        variables={"BENCH_PREDICTORS": "2"},
-        suites=("throughput", "crowd"),
-    ),
     "waiting": Contestant(
         "TFPrefork, tf_predictors = 1, tf_batch_timeout = 0.01",
         "tfpool",

@@ -175,7 +175,9 @@ class ServedModel:
 
     def _divide(self, frozen: freezing.Frozen, seconds: float, computing: Executor) -> None:
         """Let each thread compute a batch of its own, if in all they need much less than ``seconds`` for each row."""
-        if frozen.size > _SMALL:
+        import tensorflow as tf
+
+        if frozen.size > _SMALL or tf.config.list_logical_devices("GPU"):  # which threads of ours do not make faster
             return
         call = frozen.call(1)
         size, _ = self._best_size(call)
