@@ -36,8 +36,9 @@ _TOLERANCE, _TOLERANCE_16_BIT = 1e-3, 5e-2
 
 #: Seconds of a quick call; of one that may be of full size whether that pays or not; of one that is long for a try.
 _QUICK, _SHORT, _LONG = 1e-3, 20e-3, 0.5
-#: More rows in a call pay where each then takes so much less; so do calls in several threads.
-_PAYS, _PAYS_IN_THREADS = 0.95, 0.9
+#: More rows in a call pay where each then takes so much less; where threads have calls of their own, small ones are
+#: sooner full.
+_PAYS, _PAYS_DIVIDED = 0.95, 0.9
 #: Bytes of weights of which a second copy is worth it.
 _SMALL = 2**26
 #: Seconds until the threads that compute have all started.
@@ -48,7 +49,7 @@ _AS_LONG_AS_IT_LIKES = {
     *("While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase", "Switch"),
 }
 
-#: Rows on which the plain and the frozen call are compared.
+#: Rows on which the plain and the frozen call are compared; calls of a thread that are timed together.
 _FEW = 4
 
 
@@ -118,9 +119,10 @@ class ServedModel:
                 for size in (1, BATCH_SIZE):
                     self._compiled(*self._zeros(size))
             else:
-                self.max_size, seconds = self._best_size(self._compiled)
+                compiled = self._compiled
+                self.max_size, seconds = self._best_size(lambda size: freezing.fastest(compiled, self._zeros(size)))
                 if frozen is not None and computing is not None and self._threads > 1 and not self.is_quick:
-                    self._divide(frozen, seconds, computing)
+                    self._divide(frozen, compiled, seconds, computing)
         except Exception as exc:  # zeros are not for every model
             logger.warning("model %r: predicting zeros to warm up failed: %s: %s", self.name, type(exc).__name__, exc)
             return
@@ -152,38 +154,56 @@ class ServedModel:
         sizes = (1, self.max_size)
         self.is_quick = all(freezing.fastest(self._compiled, self._zeros(size)) < _QUICK for size in sizes)
 
-    def _best_size(self, compiled: Compiled) -> tuple[int, float]:
+    def _best_size(self, seconds_of: Callable[[int], float], pays: float = _PAYS) -> tuple[int, float]:
         """How many rows a batch should have, at most `max_size`, and seconds of each row then.
 
-        Calls with one row, two, four, …; where more rows only make a call longer, which takes memory, it is fewer.
+        Tries one row, two, four, …; where more rows only make a call longer, which takes memory, it is fewer.
+
+        Args:
+            seconds_of: how long a call with so many rows takes.
+            pays: how much less each row must take.
         """
         per_row: dict[int, float] = {}
-        size = 1
+        size, in_vain = 1, 0
         while True:
-            seconds = freezing.fastest(compiled, self._zeros(size))
+            seconds = seconds_of(size)
+            better = not per_row or seconds / size < pays * min(per_row.values())
+            in_vain = 0 if better else in_vain + 1
             per_row[size] = seconds / size
-            if size == self.max_size or (seconds > _LONG and per_row[size] * _PAYS > min(per_row.values())):
+            if size == self.max_size or (seconds > _SHORT and in_vain == 2) or (seconds > _LONG and in_vain):
                 break
             size = min(2 * size, self.max_size)
         best = self.max_size
         if seconds > _SHORT:
-            for size in [size for size in per_row if per_row[size] * _PAYS**2 <= min(per_row.values())]:
+            for size in [size for size in per_row if per_row[size] * pays**2 <= min(per_row.values())]:
                 # Close to the best: which it is must not be a matter of a slow moment.
-                per_row[size] = min(per_row[size], freezing.fastest(compiled, self._zeros(size)) / size)
-            best = min(size for size, one in per_row.items() if one * _PAYS <= min(per_row.values()))
+                per_row[size] = min(per_row[size], seconds_of(size) / size)
+            best = min(size for size, one in per_row.items() if one * pays <= min(per_row.values()))
         return best, per_row[best]
 
-    def _divide(self, frozen: freezing.Frozen, seconds: float, computing: Executor) -> None:
-        """Let each thread compute a batch of its own, if in all they need much less than ``seconds`` for each row."""
+    def _divide(self, frozen: freezing.Frozen, compiled: Compiled, seconds: float, computing: Executor) -> None:
+        """Let each thread compute a batch of its own, if in all they need no more than ``compiled`` for each row.
+
+        On busy cores they then need less: no thread waits for another within a call.
+
+        Args:
+            seconds: of each row in a batch of ``compiled``, as far as is known.
+        """
         import tensorflow as tf
 
         if frozen.size > _SMALL or tf.config.list_logical_devices("GPU"):  # which threads of ours do not make faster
             return
         call = frozen.call(1)
-        size, _ = self._best_size(call)
-        values = self._zeros(size)
-        at_once = min(_at_once(lambda: call(*values), self._threads, computing) for _ in range(_FEW))
-        if at_once / (size * self._threads) < _PAYS_IN_THREADS * seconds:
+
+        def seconds_of(size: int) -> float:
+            values = self._zeros(size)
+            return min(_at_once(lambda: call(*values), self._threads, computing) for _ in range(2))
+
+        size, divided = self._best_size(seconds_of, _PAYS_DIVIDED)
+        for _ in range(2):  # in turns: the machine may be slow for a while
+            divided = min(divided, seconds_of(size) / size)
+            seconds = min(seconds, freezing.fastest(compiled, self._zeros(self.max_size)) / self.max_size)
+        if divided / self._threads <= seconds:
             self._in_one_thread, self.max_size, self.parallel = call, size, self._threads
 
     def _zeros(self, rows: int) -> list[Any]:
@@ -230,19 +250,19 @@ class ServedModel:
 
 
 def _at_once(call: Callable[[], Any], threads: int, computing: Executor) -> float:
-    """Seconds that this thread and the others of ``computing`` need for a call each, the second of theirs."""
+    """Seconds of one call where this thread and the others of ``computing`` call at the same time."""
     barrier = threading.Barrier(threads, timeout=_PATIENCE)
 
-    def twice() -> float:
+    def several() -> float:
         call()  # what a thread's first call makes, it keeps
         barrier.wait()
         started = time.perf_counter()
-        call()
-        barrier.wait()
-        return time.perf_counter() - started
+        for _ in range(_FEW):
+            call()
+        return (time.perf_counter() - started) / _FEW
 
-    others = [computing.submit(twice) for _ in range(threads - 1)]
-    return max([twice(), *(other.result() for other in others)])
+    others = [computing.submit(several) for _ in range(threads - 1)]
+    return max([several(), *(other.result() for other in others)])
 
 
 # -- computing -----------------------------------------------------------------

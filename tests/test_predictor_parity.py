@@ -253,6 +253,7 @@ def test_calls_that_are_sure_to_be_quick(monkeypatch: pytest.MonkeyPatch) -> Non
         (lambda rows: 0.01 + 0.01 * rows, 16),  # the last 3 % are not worth it
         (lambda rows: 0.03 * rows, 1),
         (lambda rows: 0.03 * rows if rows < 4 else 0.01 * rows, 4),  # only from a certain size on
+        (lambda rows: 0.03 * rows if rows < 8 else 0.01 * rows, 1),  # what does not pay twice is not tried again
         (lambda rows: 1.0 + 0.001 * rows, 32),
     ],
 )
@@ -290,7 +291,7 @@ def test_batches_in_several_threads(
 
 
 def test_at_once() -> None:
-    """All threads are in their second call at the same time."""
+    """Each call of a thread meets one of each other thread."""
     from celery_tfpool import served_model
 
     threads: set[int] = set()
