@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from . import pack
+from . import folding, pack
 from .pack_runner import PackRunner
-from .runner import CannotPack, Compiled, Runner
+from .runner import CannotPack, Compiled, GraphDefOf, Runner
 
 #: Where none of these is in a graph, only a small model has shown a gain.
 _WORTH_IT = {"Conv1D", "Conv2D", "Conv3D", "DepthwiseConv2dNative", "Conv2DBackpropInput", "FusedBatchNormV3"}
@@ -59,15 +59,38 @@ class SessionCall(Compiled):
 class Frozen:
     """A graph with constants for variables."""
 
-    function: Any
+    graph: Any
+    #: Names of the tensors that a call gives, and of those that it wants.
+    feeds: list[str]
+    fetches: list[str]
     outputs: Any
-    graph_def: Any
+    graph_def: GraphDefOf
     #: Bytes of its constants.
     size: int
 
     def call(self, threads: int) -> Compiled:
         """A call like that of the model, whose operations share so many threads of its own."""
-        return SessionCall(_in_session(self.function, threads), self.outputs, self.graph_def)
+        return SessionCall(self._in_session(threads), self.outputs, self.graph_def)
+
+    def _in_session(self, threads: int) -> Callable[..., list[Any]]:
+        """A session's call of this graph."""
+        import tensorflow as tf
+        from tensorflow.core.protobuf import config_pb2
+        from tensorflow.python.eager import context
+
+        config = tf.compat.v1.ConfigProto()
+        config.CopyFrom(context.context().config)
+        config.inter_op_parallelism_threads = -1  # the thread that calls, and no other
+        config.intra_op_parallelism_threads = threads
+        config.experimental.optimize_for_static_graph = True  # and let go of what is needed to change it
+        config.experimental.disable_output_partition_graphs = True
+        options = config_pb2.CallableOptions(feed=self.feeds, fetch=self.fetches)
+        with tf.Graph().as_default() as graph:
+            tf.graph_util.import_graph_def(self.graph, name="")
+            session = tf.compat.v1.Session(graph=graph, config=config)
+            # `Session.make_callable` takes ten times as long for a call that is fed.
+            call: Callable[..., list[Any]] = session._make_callable_from_options(options)
+        return call
 
 
 def frozen(runner: Runner) -> Frozen | None:
@@ -96,31 +119,9 @@ def frozen(runner: Runner) -> Frozen | None:
     flat = tf.nest.flatten(outputs, expand_composites=True)
     if len(function.inputs) != len(runner.inputs) or len(function.outputs) != len(flat):
         return None  # it needs more than its inputs and constants
-    return Frozen(function, outputs, compiled.graph_def, size)
-
-
-def _in_session(function: Any, threads: int) -> Callable[..., list[Any]]:
-    """A session's call of this function."""
-    import tensorflow as tf
-    from tensorflow.core.protobuf import config_pb2
-    from tensorflow.python.eager import context
-
-    config = tf.compat.v1.ConfigProto()
-    config.CopyFrom(context.context().config)
-    config.inter_op_parallelism_threads = -1  # the thread that calls, and no other
-    config.intra_op_parallelism_threads = threads
-    config.experimental.optimize_for_static_graph = True  # and let go of what is needed to change it
-    config.experimental.disable_output_partition_graphs = True
-    graph_def = function.graph.as_graph_def()
-    options = config_pb2.CallableOptions(
-        feed=[tensor.name for tensor in function.inputs], fetch=[tensor.name for tensor in function.outputs]
-    )
-    with tf.Graph().as_default() as graph:
-        tf.graph_util.import_graph_def(graph_def, name="")
-        session = tf.compat.v1.Session(graph=graph, config=config)
-        # `Session.make_callable` takes ten times as long for a call that is fed.
-        call: Callable[..., list[Any]] = session._make_callable_from_options(options)
-    return call
+    feeds, fetches = ([tensor.name for tensor in tensors] for tensors in (function.inputs, function.outputs))
+    graph = folding.fold(function.graph.as_graph_def(), feeds, fetches)
+    return Frozen(graph, feeds, fetches, outputs, compiled.graph_def, size)
 
 
 def faster(plain: Compiled, other: Compiled, values: list[Any]) -> Compiled:
