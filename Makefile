@@ -74,7 +74,7 @@ lint: .venv/.dev
 docs: .venv/.dev
 	$(VENV) -c 'from celery_tfpool import config; print(config.markdown_page(), end="")' > docs/settings.md
 
-# All suites, about 40 minutes; BENCH_OPTIONS=--quick: less of each, under 5 minutes.
+# All suites, under 40 minutes; BENCH_OPTIONS=--quick: less of each, under 5 minutes.
 bench: .venv/.dev servers
 	$(VENV) benchmarks/bench.py all $(BENCH_OPTIONS)
 
