@@ -22,6 +22,7 @@ import pytest
 import pytest_rabbitmq.factories
 import pytest_redis.factories
 from celery import Celery
+from hypothesis import HealthCheck, settings
 
 APPS = Path(__file__).parent / "apps"
 #: Hides what Keras imports only because the tests need it.
@@ -29,6 +30,10 @@ LEAN = str(Path(__file__).parent.parent / "benchmarks" / "lean")
 POOL = "celery_tfpool:TFPrefork"
 #: Seconds until something that a worker is expected to do has happened, on a slow machine.
 PATIENCE = 90.0
+
+# Other tests start workers meanwhile: how long an example takes says nothing.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 redis_server = pytest_redis.factories.redis_proc(
     executable=shutil.which("redis-server") or "redis-server", port=None, timeout=36000

@@ -154,7 +154,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(steps=steps, max_size=st.integers(1, 16), max_wait=st.sampled_from([0.0, 0.5, 3.0]))
 def test_every_row_once(steps: list[tuple[object, ...]], max_size: int, max_wait: float) -> None:
     """Every row of every request leaves exactly once, in order, in a batch of its key that is not too large; and of two
@@ -202,7 +202,7 @@ def test_every_row_once(steps: list[tuple[object, ...]], max_size: int, max_wait
         assert numbers == sorted(numbers)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(others=st.lists(st.integers(1, 8), min_size=1, max_size=50))
 def test_nobody_starves(others: list[int]) -> None:
     """However many full batches of another key come in between, a request leaves with the first batch taken after it

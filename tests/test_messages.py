@@ -46,7 +46,7 @@ structures = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(structures)
 def test_any_structure(structure: Any) -> None:
     """Any rank, any dtype of numbers in any byte order, no rows, nested as one likes: bit for bit."""
@@ -130,7 +130,7 @@ heads = st.dictionaries(st.text(max_size=5), st.integers(), max_size=3)
 bodies = st.one_of(st.binary(max_size=200), st.integers(60_000, 200_000).map(lambda n: bytes(range(256)) * (n // 256)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     several=st.lists(st.tuples(heads, bodies), min_size=1, max_size=5),
     sizes=st.lists(st.one_of(st.integers(1, 50), st.integers(1, 100_000)), min_size=1, max_size=4),

@@ -454,6 +454,7 @@ def test_pack_command_interrupted(tmp_path: Path, existed: bool) -> None:
     # Interrupts itself once the manifest is there.
     (code / "sitecustomize.py").write_text(
         "import json, os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # also where the tests run in the background
         "dump = json.dump\n"
         "def interrupt(facts, file, **options):\n"
         "    dump(facts, file, **options)\n"

@@ -13,10 +13,21 @@ def seconds(number):
     return 100 + number
 
 
-def model():
+def doubling(function):
+    """A model that calls a Python function with its input on the way."""
     import keras
     import tensorflow as tf
 
+    class Call(keras.layers.Layer):
+        def call(self, x):
+            came = tf.numpy_function(function, [x], tf.float32)
+            came.set_shape(x.shape)
+            return came * 2
+
+    return keras.Sequential([keras.layers.Input((1,)), Call()])
+
+
+def model():
     def trap(x):
         for value in x[:, 0]:
             if value == RAISE:
@@ -31,19 +42,11 @@ def model():
                 time.sleep(float(value) - 100)
         return x
 
-    class Trap(keras.layers.Layer):
-        def call(self, x):
-            caught = tf.numpy_function(trap, [x], tf.float32)
-            caught.set_shape(x.shape)
-            return caught * 2
-
-    return keras.Sequential([keras.layers.Input((1,)), Trap()])
+    return doubling(trap)
 
 
 def slow():
-    """It doubles, too; each call takes a tenth of a second, which it writes down."""
-    import keras
-    import tensorflow as tf
+    """Each call takes a tenth of a second, which it writes down."""
 
     def wait(x):
         started = time.monotonic()
@@ -52,10 +55,4 @@ def slow():
             file.write(f"{len(x)} {started} {time.monotonic()}\n")
         return x
 
-    class Wait(keras.layers.Layer):
-        def call(self, x):
-            waited = tf.numpy_function(wait, [x], tf.float32)
-            waited.set_shape(x.shape)
-            return waited * 2
-
-    return keras.Sequential([keras.layers.Input((1,)), Wait()])
+    return doubling(wait)
