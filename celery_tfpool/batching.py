@@ -63,6 +63,9 @@ class Batcher(Generic[T]):
     request at a time, so that nobody is left to come; whichever is first.  Of
     several keys that are due the one whose oldest request came first goes
     first, so nobody starves.
+
+    While batches are computed another one leaves only if it is that key's turn,
+    if it is full, and if fewer are computed than may be of that key.
     """
 
     max_wait: float

@@ -181,7 +181,10 @@ class Settings:
         '(Celery 5.7 or newer), or `"error"`: refuse to start. Both name the line that initialised it.',
     )
     intra_op_parallelism: int = setting(
-        0, thread_count, "Threads inside one operation, for each child; 0 = usable cores ÷ children."
+        0,
+        thread_count,
+        "Threads inside one operation, for each child; 0 = usable cores ÷ children. For each predictor as well, 0 = "
+        "usable cores ÷ predictors; where it is faster, they compute as many batches at a time.",
     )
     inter_op_parallelism: int = setting(
         0, thread_count, "Operations at the same time, for each child; 0 = usable cores ÷ children."

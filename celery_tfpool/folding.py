@@ -29,17 +29,16 @@ GraphDef: TypeAlias = Any
 NodeDef: TypeAlias = Any
 
 
-def fold(graph_def: GraphDef, feeds: Sequence[str], fetches: Sequence[str]) -> GraphDef:
+def fold(graph_def: GraphDef, fetches: Sequence[str]) -> GraphDef:
     """The same graph with its depthwise convolutions folded; as it is, if it has none.
 
     Args:
-        feeds: names of the tensors that a call gives.
         fetches: names of the tensors that a call wants.
     """
     if not any(node.op == "DepthwiseConv2dNative" for node in graph_def.node):
         return graph_def
     graph_def = _with_constants_computed(graph_def, fetches)
-    graph = _Graph(graph_def, [*feeds, *fetches])
+    graph = _Graph(graph_def, fetches)
     for node in list(graph_def.node):
         if node.op == "DepthwiseConv2dNative" and node.attr["data_format"].s in (b"", b"NHWC"):
             graph.fold(node)
@@ -64,14 +63,14 @@ def _with_constants_computed(graph_def: GraphDef, fetches: Sequence[str]) -> Gra
 class _Graph:
     """A graph, and who takes what from whom."""
 
-    def __init__(self, graph_def: GraphDef, kept: Sequence[str]) -> None:
+    def __init__(self, graph_def: GraphDef, fetches: Sequence[str]) -> None:
         self._graph_def = graph_def
         self._nodes = {node.name: node for node in graph_def.node}
         self._users: dict[str, list[NodeDef | None]] = defaultdict(list)
         for node in graph_def.node:
             for name in node.input:
                 self._users[_producer(name)].append(node)
-        for name in kept:  # used by whoever calls
+        for name in fetches:  # used by whoever calls
             self._users[_producer(name)].append(None)
 
     def fold(self, convolution: NodeDef) -> None:

@@ -120,7 +120,7 @@ def frozen(runner: Runner) -> Frozen | None:
     if len(function.inputs) != len(runner.inputs) or len(function.outputs) != len(flat):
         return None  # it needs more than its inputs and constants
     feeds, fetches = ([tensor.name for tensor in tensors] for tensors in (function.inputs, function.outputs))
-    graph = folding.fold(function.graph.as_graph_def(), feeds, fetches)
+    graph = folding.fold(function.graph.as_graph_def(), fetches)
     return Frozen(graph, feeds, fetches, outputs, compiled.graph_def, size)
 
 

@@ -89,8 +89,6 @@ class ServedModel:
 
     def __init__(self, runner: Runner, max_size: int, threads: int = 1) -> None:
         self.runner, self.max_size, self._threads = runner, max_size, threads
-        #: How many batches may be computed at a time.
-        self.parallel = 1
         #: Rows that count as one batch where it is said how many batches may wait: as set, whatever pays.
         self.rows_that_count = max_size
         self.name = runner.name
@@ -100,8 +98,13 @@ class ServedModel:
         #: Whether each call is sure to be over in a moment.
         self.is_quick = False
         self._compiled = runner.compiled() if runner.inputs and not self.only_here else None
-        #: The same in one thread, where `parallel` is more than 1.
-        self._in_one_thread: Compiled | None = None
+        #: The same in one thread, where each thread computes batches of its own.
+        self.in_one_thread: Compiled | None = None
+
+    @property
+    def parallel(self) -> int:
+        """How many batches may be computed at a time."""
+        return self._threads if self.in_one_thread is not None else 1
 
     def warm_up(self, computing: Executor | None = None) -> None:
         """Choose the fastest call, see whether rows may be batched, and call with the sizes that will come.
@@ -204,7 +207,7 @@ class ServedModel:
             divided = min(divided, seconds_of(size) / size)
             seconds = min(seconds, freezing.fastest(compiled, self._zeros(self.max_size)) / self.max_size)
         if divided / self._threads <= seconds:
-            self._in_one_thread, self.max_size, self.parallel = call, size, self._threads
+            self.in_one_thread, self.max_size = call, size
 
     def _zeros(self, rows: int) -> list[Any]:
         return [_repeated(port.zeros(), port, rows) for port in self.runner.inputs]
@@ -220,12 +223,6 @@ class ServedModel:
             "max_batch_size": self.max_size,
             "parallel": self.parallel,
         }
-
-    def call_of(self, call: Call, in_one_thread: bool) -> Compiled:
-        """What computes a batch of such calls, maybe next to another batch."""
-        if in_one_thread and self._in_one_thread is not None and call.key is not None:
-            return self._in_one_thread
-        return call.compiled
 
     def prepare(self, x: Any, batch_size: int) -> Call:
         """Check a request and see with whom it may share a batch.
@@ -282,7 +279,8 @@ def run(parts: Sequence[Part[Call]], *, in_one_thread: bool = False) -> list[Any
         _joined([part.request.values[number][part.start : part.stop] for part in parts])
         for number in range(len(first.values))
     ]
-    outputs = first.model.call_of(first, in_one_thread)(*values)
+    compiled = (first.model.in_one_thread if in_one_thread else None) or first.compiled
+    outputs = compiled(*values)
     if len(parts) == 1:
         _check_rows(outputs, parts[0].rows)
         return [outputs]
