@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,13 +61,46 @@ def test_without_max_wait_it_goes_at_once() -> None:
 
 
 def test_larger_than_a_batch() -> None:
-    """It is split; its last part leaves with company."""
+    """It is split, and takes turns with smaller ones, whose batches it fills."""
     batcher: Batcher[str] = Batcher(max_wait=0.0)
     add(batcher, "large", rows=19)
     add(batcher, "small", rows=2)
-    assert [Part("large", 0, 8)] == batcher.take(now=0.0)
-    assert [Part("large", 8, 16)] == batcher.take(now=0.0)
-    assert [Part("large", 16, 19), Part("small", 0, 2)] == batcher.take(now=0.0)
+    assert [Part("small", 0, 2), Part("large", 0, 6)] == batcher.take(now=0.0)
+    add(batcher, "full", rows=8)
+    add(batcher, "next", rows=1)
+    assert [Part("full", 0, 8)] == batcher.take(now=0.0)
+    assert [Part("large", 6, 14)] == batcher.take(now=0.0)
+    assert [Part("next", 0, 1), Part("large", 14, 19)] == batcher.take(now=0.0)
+    assert [] == batcher.take(now=0.0)
+
+
+def test_several_larger_than_a_batch() -> None:
+    """They take turns with each other."""
+    batcher: Batcher[str] = Batcher(max_wait=0.0)
+    for request in "ab":
+        add(batcher, request, rows=12)
+    assert [
+        [Part("a", 0, 8)],
+        [Part("b", 0, 8)],
+        [Part("a", 8, 12)],
+        [Part("b", 8, 12)],
+    ] == [batcher.take(now=0.0) for _ in range(4)]
+
+
+@pytest.mark.parametrize("same_key", [True, False])
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_nobody_waits_for_a_large_one(same_key: bool, seconds: float) -> None:
+    """While one of a million rows is computed, a request of one row leaves with one of the next two batches."""
+    batcher: Batcher[str] = Batcher(max_wait=0.0)
+    add(batcher, "large", rows=1_000_000, key="large")
+    now = 0.0
+    for _ in range(100):
+        batcher.take(now)
+        add(batcher, "small", key="large" if same_key else "small", now=now)
+        now += seconds
+        left = [part.request for _ in range(2) for part in batcher.take(now)]
+        assert 1 == left.count("small")
+    assert batcher.batches < 1.0  # others may come all the while
 
 
 def test_small_requests_are_not_split() -> None:
@@ -118,8 +152,8 @@ def test_removed_request() -> None:
     batcher: Batcher[str] = Batcher(max_wait=0.0)
     large = "large"
     add(batcher, large, rows=20)
-    add(batcher, "small")
     batcher.take(now=0.0)
+    add(batcher, "small")
     batcher.remove(large)
     assert (1, 1, 0.125) == (batcher.requests, batcher.rows, batcher.batches)
     assert [Part("small", 0, 1)] == batcher.take(now=0.0)
@@ -158,7 +192,7 @@ steps = st.lists(
 @given(steps=steps, max_size=st.integers(1, 16), max_wait=st.sampled_from([0.0, 0.5, 3.0]))
 def test_every_row_once(steps: list[tuple[object, ...]], max_size: int, max_wait: float) -> None:
     """Every row of every request leaves exactly once, in order, in a batch of its key that is not too large; and of two
-    requests of one key the earlier leaves first."""
+    requests of one key that fit into a batch the earlier leaves first."""
     batcher: Batcher[Request] = Batcher(max_wait)
     now, requests, removed = 0.0, [], set()
     left: dict[Request, list[tuple[int, int]]] = defaultdict(list)
@@ -175,7 +209,8 @@ def test_every_row_once(steps: list[tuple[object, ...]], max_size: int, max_wait
         for part in parts:
             assert part.request not in removed
             left[part.request].append((part.start, part.stop))
-            order[part.request.key].append(part.request.number)
+            if part.request.rows <= max_size:
+                order[part.request.key].append(part.request.number)
         return bool(parts)
 
     for step in steps:
