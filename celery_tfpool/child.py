@@ -21,7 +21,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.pool import SIG_SOFT_TIMEOUT
 from celery import current_app
 
-from . import config, runtime
+from . import config, deadlines, runtime
 from .config import Settings
 from .errors import ModelLoadError
 from .models import Handle, LazyModel, Models
@@ -105,7 +105,7 @@ def _models_of_this_process() -> Models:
 
 
 def _remote_models(predictors: Predictors) -> dict[str, RemoteRunner]:
-    client = Client(predictors.folder, predictors.response_timeout)
+    client = Client(predictors, deadlines.of_current_task)
     return {
         name: RemoteRunner(name, indices, facts, client)
         for name, (indices, facts) in predictors.models.items()
@@ -120,6 +120,7 @@ def prepare(plan: Plan) -> None:
     _models = _models_settings = None  # those of worker main know of no pack
     _lock = threading.Lock()  # a thread of the parent may have held it at the fork
     _report, _retired = None, False
+    deadlines.follow_tasks()
     runtime.limit_threads(intra_op=plan.intra_op, inter_op=plan.inter_op, explicit=plan.explicit_threads)
 
 

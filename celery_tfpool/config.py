@@ -32,6 +32,7 @@ class ModelPath(NamedTuple):
     #: Instead of ``tf_max_batch_size``, and at most so many of ``tf_predictors``; None where nothing is said.
     max_batch_size: int | None = None
     predictors: int | None = None
+    batch: bool | str = "auto"
 
 
 def setting(default: Any, check: Check, description: str) -> Any:
@@ -94,7 +95,7 @@ def boolean(value: Any) -> bool:
 
 
 #: What a dict of per-model settings may hold beside its path.
-_OF_ONE_MODEL: dict[str, Check] = {"max_batch_size": at_least(1), "predictors": at_least(0)}
+_OF_ONE_MODEL: dict[str, Check] = {"max_batch_size": at_least(1), "predictors": at_least(0), "batch": lambda v: v}
 
 
 def model_paths(value: Any) -> tuple[ModelPath, ...]:
@@ -213,6 +214,7 @@ class Settings:
         "Batches' worth of rows that may wait in a predictor; a request beyond that fails with `PredictorOverloaded`, "
         "which tasks can `autoretry_for`.",
     )
+    max_request_bytes: int = setting(256 * 2**20, at_least(1, " of bytes"), "TODO")
     response_timeout: float = setting(
         120.0,
         seconds,

@@ -70,12 +70,12 @@ class PredictionError(TFPoolError):
 
 
 class PredictorUnavailable(TFPoolError):
-    """The predictor that worked on this request has ended, and so has the one that was asked next.
+    """No predictor can answer this request: two have died while they computed it, or there is none to be asked.
 
     Args: the model's name, what became of the predictor.
     """
 
-    template = "no predictor could answer for model {0!r}: {1}. Asking again is safe: a prediction has no side effects"
+    template = "no predictor could answer for model {0!r}: {1}"
 
 
 class PredictorOverloaded(TFPoolError):
@@ -93,10 +93,10 @@ class PredictorOverloaded(TFPoolError):
 class PredictionTimeout(TFPoolError, TimeoutError):
     """No answer came from a predictor in time; the request is given up, and not computed if it has not begun.
 
-    Args: the model's name, seconds.
+    Args: the model's name, seconds, the limit: ``tf_response_timeout``, or one of the task's own.
     """
 
-    template = "no answer from a predictor for model {0!r} within {1:g} s (tf_response_timeout)"
+    template = "no answer from a predictor for model {0!r} within {1:g} s ({2})"
 
 
 class InvalidInputError(TFPoolError, ValueError):

@@ -9,7 +9,6 @@ that comes, and a size that changed once is taken to be variable.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from .errors import InvalidInputError
@@ -44,27 +43,42 @@ class FreeRunner(KerasRunner):
         return port.zeros()
 
     def prepare(self, x: Any) -> tuple[Compiled, list[Any]]:
-        import keras
-
-        x = arrays(self._empty(x))
-        values = [to_floatx(leaf) for leaf in keras.tree.flatten(x)]
-        structure = keras.tree.map_structure(lambda leaf: None, x)
-        ports = [Port(f"input {i}", dtype_of(v), (None, *v.shape[1:])) for i, v in enumerate(values)]
+        x, values, ports = self._flat(x)
+        structure = _structure_of(x)
         try:
-            pack = functools.partial(keras.tree.pack_sequence_as, structure)
-            return self._compiled_for(repr(structure), pack, ports), values
+            return self._compiled_for(structure, ports), values
         # Keras's or the user's words on what does not fit
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as exc:
             raise Misfit(f"{sketch(x)}: {describe(ports)} ({short(exc)})") from exc
 
+    def traced(self, x: Any) -> tuple[Compiled, list[Any]] | None:
+        """As `prepare`, if there is a trace for ``x`` already; None when there is not.
+
+        Raises:
+            Misfit: ``x`` does not fit.
+        """
+        x, values, ports = self._flat(x)
+        known, call = self._traces.get(_key(_structure_of(x), ports), ([], None))
+        return None if call is None or not _cover(known, ports) else (call, values)
+
+    def _flat(self, x: Any) -> tuple[Any, list[Any], list[Port]]:
+        import keras
+
+        x = arrays(self._empty(x))
+        values = [to_floatx(leaf) for leaf in keras.tree.flatten(x)]
+        return x, values, [Port(f"input {i}", dtype_of(v), (None, *v.shape[1:])) for i, v in enumerate(values)]
+
     def single_call(self) -> NoReturn:
         raise CannotPack("it does not say what inputs it takes, or has a predict_step() of its own")
 
-    def _compiled_for(self, structure: str, pack: Callable[[list[Any]], Any], ports: list[Port]) -> Compiled:
-        key = structure, tuple((port.dtype, len(port.shape)) for port in ports)
+    def _compiled_for(self, structure: Any, ports: list[Port]) -> Compiled:
+        import keras
+
+        pack = functools.partial(keras.tree.pack_sequence_as, structure)
+        key = _key(structure, ports)
         with self._lock:
             known, call = self._traces.get(key, (ports, None))
-            if call is None or not all(k.covers(p.shape) for k, p in zip(known, ports, strict=True)):
+            if call is None or not _cover(known, ports):
                 call = self._trace(pack, ports)  # or the model's own words on this size
                 if known is not ports:
                     ports = [k.widened(p.shape) for k, p in zip(known, ports, strict=True)]
@@ -93,6 +107,20 @@ class FreeRunner(KerasRunner):
     def _built_for(self) -> Any:
         """The shape or shapes that a model without declared inputs was built for; None when it was not."""
         return (self.keras_model.get_build_config() or {}).get("input_shape")
+
+
+def _structure_of(x: Any) -> Any:
+    import keras
+
+    return keras.tree.map_structure(lambda leaf: None, x)
+
+
+def _key(structure: Any, ports: list[Port]) -> Any:
+    return repr(structure), tuple((port.dtype, len(port.shape)) for port in ports)
+
+
+def _cover(known: list[Port], ports: list[Port]) -> bool:
+    return all(k.covers(p.shape) for k, p in zip(known, ports, strict=True))
 
 
 def _words(built_for: Any) -> str:

@@ -1,8 +1,12 @@
 """Ask a predictor: a child's end of the conversation that `predictor` describes.
 
 A prediction has no side effects, so a request whose predictor ended is asked
-once more, of another one or of its replacement.  If that one ends as well, the
-request itself may be the cause, and whoever asked learns how it ended.
+again, of another one or of the replacement.  Who was being computed when the
+predictor died may have been the cause: it is asked again alone, so that only
+the guilty one dies a second time, and whoever asked learns how it ended.
+
+A fork of a process that has asked makes connections of its own, and requests
+are numbered, so that nobody takes an answer that is not for it.
 
 Nothing here needs TensorFlow to be initialised.
 """
@@ -10,32 +14,41 @@ Nothing here needs TensorFlow to be initialised.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
-import multiprocessing.connection
 import os
 import socket
 import time
+import weakref
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import errors
+from . import casualties, errors
 from .arrays import CannotEncode, decode, encode
 from .errors import InvalidInputError, PredictionError, PredictionTimeout, PredictorUnavailable
 from .inputs import inputs_of_json
 from .load_board import LoadBoard
-from .messages import Message, Reader, message
+from .messages import BadMessage, Message, Reader, message
 from .ports import describe
 from .runner import check_batch_size, count_rows
 from .values import Misfit, arrays, is_plain, is_tensor
 
-#: How many predictors may end under one request.
-_TRIES = 2
+#: How many predictors may die while they compute one request.
+_DEATHS = 2
+#: Why such a request is not asked again.
+_GUILTY = (
+    " while it computed this request, alone, as another had ended before: its inputs are probably the cause, "
+    "and asking again would end the next predictor"
+)
 #: Seconds to wait for worker main's word on how a predictor ended.
 _PATIENCE = 5.0
 #: Errors that a predictor may answer with.
 _ERRORS = {cls.__name__: cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, Exception)}
+
+#: When the task that asks must be done, by ``time.monotonic``, and which of its limits says so.
+Deadline = Callable[[], tuple[float, str] | None]
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,7 @@ class Predictors:
     #: Name of a model → the predictors that have it, and what they said of it.
     models: dict[str, tuple[tuple[int, ...], dict[str, Any]]]
     response_timeout: float
+    max_request_bytes: int
 
 
 def socket_path(folder: str, index: int) -> str:
@@ -58,7 +72,11 @@ def coroner_path(folder: str) -> str:
 
 
 class _Gone(Exception):
-    """The predictor of this connection has ended."""
+    """The predictor of this connection has ended, or closed it."""
+
+
+class _Unreachable(Exception):
+    """There is no connection to be had; the text says why."""
 
 
 class _Connection:
@@ -80,12 +98,15 @@ class _Connection:
     def is_open(self) -> bool:
         """Whether the other end is still there."""
         self._socket.settimeout(0)
-        with contextlib.suppress(BlockingIOError):
+        try:
             return self._socket.recv(1, socket.MSG_PEEK) != b""
-        return True
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
-    def ask(self, buffers: Sequence[Any], deadline: float) -> Message:
-        """Send a message and wait for the answer.
+    def ask(self, number: int, buffers: Sequence[Any], deadline: float) -> Message:
+        """Send message ``number`` and wait for the answer to it.
 
         Raises:
             TimeoutError: it did not come in time.
@@ -97,10 +118,13 @@ class _Connection:
                 self._socket.sendall(buffer)
             while True:
                 for head, body in self._receive(deadline):
-                    if "pid" not in head:
+                    if "pid" in head:
+                        self.pid = head["pid"]
+                    elif head.get("id") == number:
                         return head, body
-                    self.pid = head["pid"]
-        except ConnectionError as exc:
+                    else:  # somebody else has used this socket: nothing that comes from it can be trusted
+                        raise BadMessage(f"an answer to request {head.get('id')!r} instead of {number}")
+        except (ConnectionError, BadMessage) as exc:
             self._drain()
             raise _Gone from exc
 
@@ -126,48 +150,97 @@ def _left(deadline: float) -> float:
     return max(1e-3, deadline - time.monotonic())
 
 
+#: Of this process, for its forks, which must not use them.
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+_numbers = itertools.count(1)
+
+
+def _new_number() -> int:
+    """A number that no other request of this machine has, now or soon."""
+    return os.getpid() << 32 | next(_numbers) & 0xFFFFFFFF
+
+
+def _forget_connections() -> None:
+    for client in list(_clients):
+        client.forget_connections()
+
+
+os.register_at_fork(after_in_child=_forget_connections)
+
+
 class Client:
-    """What this process asks predictors with; any number of threads may."""
+    """What this process asks predictors with; any number of threads, and of forks, may.
 
-    def __init__(self, folder: str, response_timeout: float) -> None:
-        self._folder, self._timeout = folder, response_timeout
+    Args:
+        deadline_of_task: of the task that runs in the calling thread; None when it has none.
+    """
+
+    def __init__(self, predictors: Predictors, deadline_of_task: Deadline = lambda: None) -> None:
+        self._folder, self._timeout = predictors.folder, predictors.response_timeout
+        self._max_request_bytes, self._deadline_of_task = predictors.max_request_bytes, deadline_of_task
         self._idle: dict[int, list[_Connection]] = defaultdict(list)
-        self._board = LoadBoard(folder)
+        self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        self._board = LoadBoard(self._folder)
+        _clients.add(self)
 
-    def predict(self, model: str, indices: tuple[int, ...], x: Any, batch_size: int) -> Any:
+    def forget_connections(self) -> None:
+        """This is a fork: what it has inherited belongs to its parent, and is not kept open for it either."""
+        for connection in list(self._open):
+            connection.close()
+        self._open.clear()
+        self._idle.clear()
+
+    def predict(self, model: str, indices: tuple[int, ...], x: Any, batch_size: int | None) -> Any:
         """The outputs of ``model`` for ``x``, from the least busy of the predictors ``indices``.
 
         Raises:
+            InvalidInputError: ``x`` is larger than ``tf_max_request_bytes``.
             TFPoolError: what the predictor answered; or `PredictorUnavailable`, `PredictionTimeout`.
         """
         try:
             description, body = encode(x)
         except CannotEncode as exc:
             raise PredictionError(model, f"its inputs {exc}") from exc
+        size = sum(map(len, body))
+        if size > self._max_request_bytes:
+            most = f"inputs of at most {self._max_request_bytes:,} bytes in one request (tf_max_request_bytes)"
+            raise InvalidInputError(model, most, f"{size:,} bytes")
         head = {"do": "predict", "model": model, "x": description, "batch_size": batch_size}
-        answer, outputs = self._ask(model, indices, message(head, body))
+        answer, outputs = self._ask(model, indices, head, body)
         if "error" in answer:
             raise _ERRORS[answer["error"]](*answer["args"])
         return decode(answer["outputs"], outputs)
 
-    def _ask(self, model: str, indices: tuple[int, ...], buffers: Sequence[Any]) -> Message:
-        deadline = time.monotonic() + self._timeout
-        for tries_left in reversed(range(_TRIES)):
-            index = self._board.least_busy(indices)
-            pid = None
+    def _ask(self, model: str, indices: tuple[int, ...], head: dict[str, Any], body: Sequence[Any]) -> Message:
+        """The answer of some predictor; one that is being replaced is waited for."""
+        started = time.monotonic()
+        deadline, limit = started + self._timeout, "tf_response_timeout"
+        if (of_task := self._deadline_of_task()) is not None:
+            deadline, limit = min((deadline, limit), of_task)
+        deaths = 0
+        for attempt in itertools.count():
+            index, number = self._board.least_busy(indices), _new_number()
+            more = {"alone": deaths > 0, "again": attempt > 0, "deadline": deadline, "limit": limit}
+            buffers = message({**head, "id": number, **more}, body)
+            connection = None
             try:
                 connection = self._connection(index, deadline)
-                pid = connection.pid
                 with _closed_unless_answered(connection):
-                    answer = connection.ask(buffers, deadline)
+                    answer = connection.ask(number, buffers, deadline)
                 self._idle[index].append(connection)
                 return answer
             except TimeoutError:
-                raise PredictionTimeout(model, self._timeout) from None
-            except (_Gone, ConnectionError, FileNotFoundError):
-                cause = self._cause(index, pid or connection.pid)
-                if not tries_left:
-                    raise PredictorUnavailable(model, cause) from None
+                raise PredictionTimeout(model, round(deadline - started, 3), limit) from None
+            except _Unreachable as exc:
+                raise PredictorUnavailable(model, str(exc)) from None
+            except _Gone:
+                pid = connection.pid if connection else None
+                end = self._how_it_ended(index, pid)
+                if end is None:
+                    raise PredictorUnavailable(model, f"predictor {index} closed the connection") from None
+                deaths += pid is not None and casualties.was_computing(self._folder, index, pid, number)
+                if deaths == _DEATHS:
+                    raise PredictorUnavailable(model, f"{end}{_GUILTY}") from None
         raise AssertionError("unreachable")
 
     def _connection(self, index: int, deadline: float) -> _Connection:
@@ -178,28 +251,47 @@ class Client:
                 if connection.is_open():
                     return connection
                 connection.close()
-        return _Connection(self._folder, index, deadline)
-
-    def _cause(self, index: int, pid: int | None) -> str:
-        """How the predictor ended, in worker main's words, which come once it has noticed."""
-        try:
-            with multiprocessing.connection.Client(coroner_path(self._folder)) as supervisor:
-                supervisor.send_bytes(json.dumps([index, pid]).encode())
-                if supervisor.poll(_PATIENCE):
-                    return supervisor.recv_bytes().decode()
-        except (OSError, EOFError):
-            return "the worker is stopping"
-        return f"predictor {index} closed the connection"
-
-    def stats(self, index: int, timeout: float) -> dict[str, Any] | None:
-        """What predictor ``index`` says of itself; None when it does not answer in time."""
-        deadline = time.monotonic() + timeout
         try:
             connection = _Connection(self._folder, index, deadline)
-            with contextlib.closing(connection):
-                return dict(connection.ask(message({"do": "stats"}), deadline)[0]["stats"])
-        except (OSError, _Gone):
+        except BlockingIOError:
+            raise _Unreachable(f"so many requests wait to be received by predictor {index} that no other may") from None
+        except (
+            ConnectionRefusedError,
+            FileNotFoundError,
+        ) as exc:  # its socket lives as long as worker main wants it to
+            end = self._how_it_ended(index, None)
+            raise _Unreachable(end or f"the socket of predictor {index} is gone ({exc.strerror})") from None
+        self._open.add(connection)
+        return connection
+
+    def _how_it_ended(self, index: int, pid: int | None) -> str | None:
+        """How the predictor ended, in worker main's words, which come once it has noticed; None when it has not."""
+        deadline, said = time.monotonic() + _PATIENCE, b""
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as supervisor:
+                supervisor.settimeout(_PATIENCE)
+                supervisor.connect(coroner_path(self._folder))
+                supervisor.sendall(json.dumps([index, pid]).encode() + b"\n")
+                while part := supervisor.recv(1 << 16):
+                    said += part
+                    supervisor.settimeout(_left(deadline))
+        except TimeoutError:
             return None
+        except OSError:
+            return "the worker is stopping"
+        return said.decode() or None
+
+
+def ask_statistics(folder: str, index: int, timeout: float) -> dict[str, Any] | None:
+    """What predictor ``index`` says of itself; None when it does not answer in time."""
+    deadline, number = time.monotonic() + timeout, _new_number()
+    try:
+        connection = _Connection(folder, index, deadline)
+        with contextlib.closing(connection):
+            answer, _ = connection.ask(number, message({"do": "stats", "id": number}), deadline)
+            return dict(answer["stats"])
+    except (OSError, _Gone):
+        return None
 
 
 @contextlib.contextmanager
@@ -226,20 +318,21 @@ class RemoteRunner:
         """Whether ``x`` is plain data, which can be sent."""
         return is_plain(x)
 
-    def predict(self, x: Any, batch_size: int) -> Any:
+    def predict(self, x: Any, batch_size: int | None) -> Any:
         """As `Runner.predict`; how many rows share a call is for the predictor to say.
 
         Raises:
             InvalidInputError: ``x`` or ``batch_size`` does not fit.
             TFPoolError: as `Client.predict`.
         """
-        check_batch_size(self.name, batch_size)
+        if batch_size is not None:
+            check_batch_size(self.name, batch_size)
         try:
             values = self._sendable(x)
         except Misfit as exc:
             expected = describe(self._inputs.ports) if self._inputs else "what its call() takes"
             raise InvalidInputError(self.name, expected, str(exc)) from exc.__cause__
-        return self._client.predict(self.name, self._indices, values, int(batch_size))
+        return self._client.predict(self.name, self._indices, values, None if batch_size is None else int(batch_size))
 
     def _sendable(self, x: Any) -> Any:
         if self._inputs is None:

@@ -117,7 +117,8 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
         except (CannotStart, ForkGuardError) as exc:
             logger.critical("%s", exc)
             raise WorkerShutdown(EX_FAILURE) from exc
-        self.plan = replace(self.plan, predictors=self.supervisor.client(settings.response_timeout))
+        predictors = self.supervisor.client(settings.response_timeout, settings.max_request_bytes)
+        self.plan = replace(self.plan, predictors=predictors)
 
     def _job(self, index: int, models: tuple[ModelPath, ...], folder: str) -> Job:
         intra_op, inter_op = self.predictor_threads

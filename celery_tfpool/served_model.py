@@ -1,9 +1,7 @@
 """One model in a predictor: which requests may share a call of it, and that call.
 
-Rows of different tasks share a call only where every row's outputs depend on
-that row alone.  A model of which that is not so (it keeps a state, has a fixed
-number of rows, or looks across its rows) is noticed here, and its requests are
-computed one by one, as Keras would.
+Rows of different tasks share a call only where that is known to be harmless
+(`row_check`).  All other requests are computed one by one, as Keras would.
 
 Knows nothing of sockets, or of who asks and when.
 """
@@ -11,6 +9,7 @@ Knows nothing of sockets, or of who asks and when.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -20,19 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from . import freezing
+from . import freezing, row_check
 from .arrays import CannotEncode
 from .batching import Part
+from .free_runner import FreeRunner
+from .inputs import Named
 from .models import BATCH_SIZE
 from .pack_runner import PackRunner
 from .ports import Port
+from .row_check import Reason
 from .runner import CannotPack, Compiled, Runner, count_rows
-from .values import short
+from .values import concatenate, short
 
 logger = logging.getLogger(__name__)
-
-#: By how much, relative to the largest, outputs of a row may differ when it is computed with others.
-_TOLERANCE, _TOLERANCE_16_BIT = 1e-3, 5e-2
 
 #: Seconds of a quick call; of one that may be of full size whether that pays or not; of one that is long for a try.
 _QUICK, _SHORT, _LONG = 1e-3, 20e-3, 0.5
@@ -51,13 +50,23 @@ _AS_LONG_AS_IT_LIKES = {
 
 #: Rows on which the plain and the frozen call are compared; calls of a thread that are timed together.
 _FEW = 4
+#: Calls of one row that a trial, or to freeze a model, takes as long as.
+_TRIAL, _FREEZING, _TIMING = 6, 20, 5
+
+
+#: How to let requests of a model share a call all the same.
+_ALLOW = '. To batch them all the same, set "batch": True of this model in tf_model_path'
 
 
 class NotByRows(Exception):
     """The outputs of a batch do not have a row for each of its rows."""
 
 
-@dataclass(frozen=True)
+class Abandoned(Exception):
+    """Nobody waits for the outputs any more."""
+
+
+@dataclass(eq=False)
 class Call:
     """One request, ready to be computed: its values, and with whom it may share a batch."""
 
@@ -67,7 +76,11 @@ class Call:
     rows: int
     #: Requests with equal keys may share a batch; None: this one goes alone.
     key: Hashable | None
-    batch_size: int
+    #: Rows of one call of it at most; None: all.
+    batch_size: int | None
+    #: Whether nothing else may be computed between its parts, or it has none.
+    is_whole: bool = False
+    is_wanted: Callable[[], bool] = lambda: True
 
     @property
     def is_quick(self) -> bool:
@@ -85,63 +98,135 @@ class ServedModel:
     Args:
         max_size: rows per batch; 1: each request is computed alone.
         threads: how many threads TensorFlow may use, within one call or by as many calls at a time.
+        batch: whether requests share a call: True, False, or "auto", where that is known to be harmless.
     """
 
-    def __init__(self, runner: Runner, max_size: int, threads: int = 1) -> None:
-        self.runner, self.max_size, self._threads = runner, max_size, threads
+    def __init__(self, runner: Runner, max_size: int, threads: int = 1, batch: bool | str = "auto") -> None:
+        self.runner, self.max_size, self._threads, self._batch = runner, max_size, threads, batch
         #: Rows that count as one batch where it is said how many batches may wait: as set, whatever pays.
         self.rows_that_count = max_size
         self.name = runner.name
         self.only_here = runner.only_here() or _unsendable(runner)
-        self.alone = "max_batch_size is 1" if max_size == 1 else ""
+        #: Why requests are computed alone; and what came of a trial that failed.
+        self.alone: Reason | None = Reason.SIZE if max_size == 1 else Reason.REFUSED if batch is False else None
+        self.detail = ""
         self.is_frozen = False
         #: Whether each call is sure to be over in a moment.
         self.is_quick = False
         self._compiled = runner.compiled() if runner.inputs and not self.only_here else None
+        #: Of a model that does not say what it takes: each trace that was looked at, and why it goes alone.
+        self._traces: dict[int, tuple[Compiled, Reason | None]] = {}
         #: The same in one thread, where each thread computes batches of its own.
         self.in_one_thread: Compiled | None = None
+        self._until = math.inf
 
     @property
     def parallel(self) -> int:
         """How many batches may be computed at a time."""
         return self._threads if self.in_one_thread is not None else 1
 
-    def warm_up(self, computing: Executor | None = None) -> None:
+    def warm_up(self, computing: Executor | None = None, budget: float = math.inf) -> None:
         """Choose the fastest call, see whether rows may be batched, and call with the sizes that will come.
 
         Args:
             computing: has the other threads that will compute, if there are any; this is one of them.
+            budget: seconds that it may take; what is not known by then is not tried.
         """
+        self._until = time.monotonic() + budget
         if self.only_here or self._compiled is None:
+            if not self.only_here and self.alone is None and self._batch == "auto":
+                self.alone = Reason.NOT_TRIED
             return
-        self.alone = self.alone or _needs_to_be_alone(self._compiled, self.runner.inputs)
-        frozen = self._freeze()
+        of_graph = row_check.of_graph(self._compiled, self.runner.inputs)
+        self.alone = self.alone or self._unless_allowed(of_graph)
+        if of_graph is Reason.STATE:
+            return  # each call moves it, and the first is to be that of the first request
+        seconds = self._first_call()
+        if self.alone is None and self._batch == "auto":
+            self.alone = self._tried(seconds)
+        if seconds is not None and self._has_time(_FREEZING * seconds):
+            self._tune(self._freeze(), computing)
+
+    def _unless_allowed(self, reason: Reason | None) -> Reason | None:
+        """``reason``, unless ``batch = True`` makes it void."""
+        return None if self._batch is True and reason and not reason.is_absolute else reason
+
+    def _has_time(self, seconds: float) -> bool:
+        return time.monotonic() + seconds < self._until
+
+    def _first_call(self) -> float | None:
+        """Predict one row of zeros: seconds of a second call, or None where that fails."""
+        assert self._compiled is not None
+        try:
+            zeros, seconds = self._zeros(1), 0.0
+            for _ in range(2):
+                started = time.perf_counter()
+                self._compiled(*zeros)
+                seconds = time.perf_counter() - started
+                if not self._has_time(seconds):
+                    break
+        except Exception as exc:  # zeros are not for every model
+            logger.warning(
+                "model %r: predicting zeros to warm up failed: %s: %s", self.name, type(exc).__name__, short(exc)
+            )
+            return None
+        return seconds
+
+    def _tried(self, seconds: float | None) -> Reason | None:
+        """What a trial with noise says, where one call takes so many seconds."""
+        assert self._compiled is not None
+        reason: Reason | None = Reason.NO_NOISE
+        for scales in row_check.SCALES:
+            values = row_check.noise(self.runner.inputs, scales)
+            if values is None or not self._has_time(_TRIAL * (seconds or 0.0)):
+                return Reason.NO_NOISE if values is None else Reason.NO_TIME
+            reason = self._trial(self._compiled, values)
+            if reason is not Reason.TRIAL_FAILED:
+                break
+        return reason
+
+    def _trial(self, compiled: Compiled, values: list[Any]) -> Reason | None:
+        try:
+            return row_check.of_trial(compiled, values)
+        except Exception as exc:  # the values are not for every model
+            self.detail = f"{type(exc).__name__}: {short(exc)}"
+            return Reason.TRIAL_FAILED
+
+    def _tune(self, frozen: freezing.Frozen | None, computing: Executor | None) -> None:
         try:
             self._hurry()
             if self.alone:
                 for size in (1, BATCH_SIZE):
-                    self._compiled(*self._zeros(size))
-            else:
-                compiled = self._compiled
-                self.max_size, seconds = self._best_size(lambda size: freezing.fastest(compiled, self._zeros(size)))
-                if frozen is not None and computing is not None and self._threads > 1 and not self.is_quick:
-                    self._divide(frozen, compiled, seconds, computing)
-        except Exception as exc:  # zeros are not for every model
-            logger.warning("model %r: predicting zeros to warm up failed: %s: %s", self.name, type(exc).__name__, exc)
-            return
-        if not self.alone and not _is_by_rows(self._compiled, self.runner.inputs):
-            self.alone = "the outputs of a row depend on the other rows"
+                    if self._has_time(size * freezing.fastest(self._call, self._zeros(1))):
+                        self._call(*self._zeros(size))
+                return
+            self.max_size, seconds = self._best_size(lambda size: freezing.fastest(self._call, self._zeros(size)))
+            if frozen is not None and computing is not None and self._threads > 1 and not self.is_quick:
+                self._divide(frozen, self._call, seconds, computing)
+        except Exception as exc:  # some sizes are not for every model
+            logger.warning("model %r: warming up failed: %s: %s", self.name, type(exc).__name__, short(exc))
+
+    @property
+    def _call(self) -> Compiled:
+        assert self._compiled is not None
+        return self._compiled
+
+    def why_alone(self) -> str:
+        """Why requests are not batched, and how to allow it, for the log; empty when they are."""
+        if self.alone is None:
+            return ""
+        detail = f" ({self.detail})" if self.detail else ""
+        allow = "" if self.alone.is_absolute or self.alone is Reason.REFUSED else _ALLOW
+        return f"{self.alone.value}{detail}{allow}"
 
     def _freeze(self) -> freezing.Frozen | None:
         """Call the frozen graph, which is returned, if there is one and it is not slower."""
-        assert self._compiled is not None
-        if self.alone.startswith("it keeps"):  # constants keep none
-            return None
+        plain = self._call
         try:
             if (frozen := freezing.frozen(self.runner)) is not None:
-                call = frozen.call(self._threads)
-                if _agree(self._compiled, call, self.runner.inputs):
-                    fastest = freezing.faster(self._compiled, call, self._zeros(min(_FEW, self.max_size)))
+                call, values = frozen.call(self._threads), row_check.noise(self.runner.inputs, row_check.SCALES[-1])
+                if values and row_check.agree(plain, call, values, row_check.precision_of(plain)):
+                    fastest = freezing.faster(plain, call, self._zeros(min(_FEW, self.max_size)))
                     self._compiled, self.is_frozen = fastest, fastest is call
         except Exception as exc:  # an optimisation that fails costs its gain
             logger.warning("model %r cannot be frozen: %s: %s", self.name, type(exc).__name__, short(exc))
@@ -175,6 +260,8 @@ class ServedModel:
             per_row[size] = seconds / size
             if size == self.max_size or (seconds > _SHORT and in_vain == 2) or (seconds > _LONG and in_vain):
                 break
+            if not self._has_time(2 * _TIMING * seconds):
+                break
             size = min(2 * size, self.max_size)
         best = self.max_size
         if seconds > _SHORT:
@@ -195,6 +282,8 @@ class ServedModel:
         import tensorflow as tf
 
         if frozen.size > _SMALL or tf.config.list_logical_devices("GPU"):  # which threads of ours do not make faster
+            return
+        if not self._has_time(2 * _FREEZING * seconds * self.max_size):
             return
         call = frozen.call(1)
 
@@ -217,33 +306,86 @@ class ServedModel:
         return {
             "only_here": self.only_here,
             "inputs": None if self.only_here or not self.runner.inputs else self.runner.inputs_to_json(),
-            "alone": self.alone,
+            "alone": self.alone.value if self.alone else "",
             "frozen": self.is_frozen,
             "packed": isinstance(self.runner, PackRunner),
             "max_batch_size": self.max_size,
             "parallel": self.parallel,
         }
 
-    def prepare(self, x: Any, batch_size: int) -> Call:
-        """Check a request and see with whom it may share a batch.
+    def prepare(self, x: Any, batch_size: int | None, *, alone: bool = False) -> Call | None:
+        """Check a request and see with whom it may share a batch; None where that takes long: see `prepare_slowly`.
 
         Args:
             x: the values in the order of the inputs; for a model that does
                 not say what inputs it takes, whatever its call() takes.
+            alone: whether it must go alone in any case.
 
         Raises:
             InvalidInputError: ``x`` does not fit.
         """
         with self.runner.refusal():
-            if self._compiled is None:
-                compiled, values = self.runner.prepare(x)
+            if self._compiled is not None:
+                compiled, reason = self._compiled, self.alone
+                values = self.runner.fit_flat(x)
             else:
-                compiled, values = self._compiled, self.runner.fit_flat(x)
-            rows = count_rows(values)
+                traced = self.runner.traced(x) if isinstance(self.runner, FreeRunner) else None
+                if traced is None or id(traced[0]) not in self._traces:
+                    return None
+                compiled, values = traced
+                reason = self._traces[id(compiled)][1]
+            return self._call_of(compiled, values, batch_size, reason, alone)
+
+    def prepare_slowly(self, x: Any, batch_size: int | None, *, alone: bool = False) -> Call:
+        """As `prepare`, for a model that does not say what it takes: trace it, and look at the trace.
+
+        Raises:
+            InvalidInputError: ``x`` does not fit.
+            Exception: whatever else the model's own code raises.
+        """
+        with self.runner.refusal():
+            compiled, values = self.runner.prepare(x)
+            if id(compiled) not in self._traces:
+                self._traces[id(compiled)] = compiled, self._look_at(compiled, values)
+            return self._call_of(compiled, values, batch_size, self._traces[id(compiled)][1], alone)
+
+    def _look_at(self, compiled: Compiled, values: list[Any]) -> Reason | None:
+        """Why requests like this one may not share a call of ``compiled``."""
+        if self.alone in (Reason.SIZE, Reason.REFUSED):
+            return self.alone
+        reason = self._unless_allowed(row_check.of_graph(compiled, ()))
+        if reason is None and self._batch == "auto":
+            rows = row_check.like(values)
+            reason = Reason.NO_NOISE if rows is None else self._trial(compiled, rows)
+        self.alone = reason
+        logger.log(
+            logging.WARNING if reason and not reason.is_known else logging.INFO,
+            "model %r: after its first request: %s",
+            self.name,
+            f"requests are not batched: {self.why_alone()}" if reason else "requests like it are batched",
+        )
+        return reason
+
+    def has_no_rows(self, compiled: Compiled) -> None:
+        """A batch of ``compiled`` has shown that its outputs cannot be divided: from now on all go alone."""
+        self.alone = Reason.NO_ROWS
+        if id(compiled) in self._traces:
+            self._traces[id(compiled)] = compiled, Reason.NO_ROWS
+        logger.warning("model %r: requests are not batched from now on: %s", self.name, self.why_alone())
+
+    def _call_of(
+        self, compiled: Compiled, values: list[Any], batch_size: int | None, reason: Reason | None, alone: bool
+    ) -> Call:
+        rows = count_rows(values)
+        # The first dimension of a SavedModel need not be that of rows.
+        is_cut = not isinstance(self.runner._inputs, Named) or batch_size is not None
+        if is_cut and batch_size is None:
+            batch_size = BATCH_SIZE
         key = None
-        if not self.alone and rows:
+        if reason is None and not alone and rows and (is_cut or rows <= self.max_size):
             key = self.name, id(compiled), tuple((value.dtype, value.shape[1:]) for value in values)
-        return Call(self, compiled, values, rows, key, batch_size)
+        is_whole = key is None and (reason is Reason.STATE or not is_cut or rows == 0)
+        return Call(self, compiled, values, rows, key, batch_size, is_whole)
 
 
 def _at_once(call: Callable[[], Any], threads: int, computing: Executor) -> float:
@@ -273,18 +415,43 @@ def run(parts: Sequence[Part[Call]], *, in_one_thread: bool = False) -> list[Any
         Exception: whatever the model raises.
     """
     first = parts[0].request
-    if first.key is None:
-        return [first.compiled.in_batches(first.values, first.rows, first.batch_size)]
+    if first.is_whole:
+        return [_whole(first)]
     values = [
         _joined([part.request.values[number][part.start : part.stop] for part in parts])
         for number in range(len(first.values))
     ]
     compiled = (first.model.in_one_thread if in_one_thread else None) or first.compiled
     outputs = compiled(*values)
+    if first.key is None:
+        return [outputs]
     if len(parts) == 1:
         _check_rows(outputs, parts[0].rows)
         return [outputs]
     return list(_divided(outputs, [part.rows for part in parts]))
+
+
+def alone(part: Part[Call]) -> Any:
+    """The outputs of one part, computed without the others of its batch."""
+    call = part.request
+    return _whole(call) if call.is_whole else call.compiled(*(value[part.start : part.stop] for value in call.values))
+
+
+def _whole(call: Call) -> Any:
+    """The outputs of all rows, in one go.
+
+    Raises:
+        Abandoned: nobody waits for them any more.
+    """
+    if call.rows == 0:
+        return call.compiled.of_no_rows(call.values)
+    size = call.batch_size or call.rows
+    pieces = []
+    for start in range(0, call.rows, size):
+        if not call.is_wanted():
+            raise Abandoned
+        pieces.append(call.compiled(*(value[start : start + size] for value in call.values)))
+    return pieces[0] if len(pieces) == 1 else concatenate(pieces)
 
 
 def _joined(pieces: list[Any]) -> Any:
@@ -309,84 +476,12 @@ def _divided(outputs: Any, counts: list[int]) -> Iterator[Any]:
         start += count
 
 
-# -- may rows of different requests share a call? --------------------------------
-
-
-def _needs_to_be_alone(compiled: Compiled, inputs: list[Port]) -> str:
-    """Why requests may not share a call, as far as the graph tells; empty when nothing speaks against it."""
-    import keras
-
-    if any(port.shape and port.shape[0] is not None for port in inputs):
-        return "it takes a fixed number of rows"
-    if any(_writes(operation) for operation in compiled.operations()):
-        return "it keeps a state from one call to the next"
-    for symbol in keras.tree.flatten(compiled.outputs):
-        shape = symbol.shape
-        if shape.rank is not None and (shape.rank == 0 or shape[0] is not None):
-            return "its outputs do not have a row for each row of its inputs"
-    return ""
-
-
-def _writes(operation: str) -> bool:
-    return (
-        operation.startswith(("Assign", "ResourceScatter", "ResourceApply"))
-        or operation == "ResourceStridedSliceAssign"
-    )
-
-
-def _is_by_rows(compiled: Compiled, inputs: list[Port]) -> bool:
-    """Whether three rows that are computed together give what each of them gives alone."""
-    import keras
-
-    random = np.random.default_rng(0)
-    values = [_noise(port, random) for port in inputs]
-    try:
-        together = keras.tree.flatten(compiled(*values))
-        apart = [keras.tree.flatten(compiled(*(value[row : row + 1] for value in values))) for row in range(3)]
-    except Exception as exc:  # noise is not for every model, and then a batch that fails is sorted out when it comes
-        logger.debug("predicting noise failed: %s", exc)
-        return True
-    return all(
-        leaf.shape[:1] == (3,) and _close(leaf, np.concatenate([one[number] for one in apart]))
-        for number, leaf in enumerate(together)
-    )
-
-
-def _agree(one: Compiled, other: Compiled, inputs: list[Port]) -> bool:
-    """Whether two calls give the same for the same noise."""
-    import keras
-
-    random = np.random.default_rng(0)
-    values = [_noise(port, random) for port in inputs]
-    both = zip(keras.tree.flatten(one(*values)), keras.tree.flatten(other(*values)), strict=True)
-    return all(_close(leaf, expected) for expected, leaf in both)
-
-
-def _noise(port: Port, random: np.random.Generator) -> Any:
-    zeros = _repeated(port.zeros(), port, 3)
-    if zeros.dtype.kind in "OSUb":
-        return zeros
-    drawn = random.integers(0, 2, zeros.shape) if zeros.dtype.kind in "iu" else random.random(zeros.shape)
-    return drawn.astype(zeros.dtype)
+# -- inputs and outputs --------------------------------------------------------
 
 
 def _repeated(row: Any, port: Port, rows: int) -> Any:
     fixed = bool(port.shape) and port.shape[0] is not None
     return row if fixed else np.repeat(row, rows, axis=0)
-
-
-def _close(one: Any, other: Any) -> bool:
-    if one.dtype.kind in "OSUb" or one.shape != other.shape:
-        return bool(np.array_equal(one, other))
-    if one.dtype.kind in "iu":
-        return bool(np.mean(one != other) < _TOLERANCE_16_BIT)
-    limit = _TOLERANCE_16_BIT if one.dtype.itemsize <= 2 else _TOLERANCE
-    one, other = one.astype("complex128"), other.astype("complex128")
-    finite = np.isfinite(other)
-    if not np.array_equal(finite, np.isfinite(one)):
-        return False
-    largest = np.abs(other[finite]).max(initial=0.0)
-    return bool(np.abs(one[finite] - other[finite]).max(initial=0.0) <= limit * largest + 1e-30)
 
 
 def _unsendable(runner: Runner) -> str:

