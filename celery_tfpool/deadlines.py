@@ -8,6 +8,8 @@ from typing import Any
 from celery import current_task, signals
 from celery.utils.time import maybe_iso8601
 
+from .predictor_client import Limits
+
 #: When each task that runs here was started, by ``time.monotonic``.
 _started: dict[str, float] = {}
 
@@ -26,28 +28,18 @@ def _on_end(task_id: str, **_: Any) -> None:
     _started.pop(task_id, None)
 
 
-def of_current_task() -> tuple[float, str] | None:
-    """The next moment, by ``time.monotonic``, at which nobody waits for what the task does, and the limit that says so.
+def of_current_task() -> Limits:
+    """The limits of the task that runs in this thread.
 
-    A limit that has passed already says nothing: the task runs all the same.
-    None where no limit is known.
+    One that has passed already says nothing: the task runs all the same.
     """
     task = current_task._get_current_object() if current_task else None
     if task is None or task.request.called_directly:
-        return None
+        return Limits()
     now = time.monotonic()
     hard, soft = task.request.timelimit or (None, None)
-    started = _started.get(task.request.id)
-    limits = []
-    if started is not None:
-        limits += [
-            (started + seconds, name)
-            for seconds, name in (
-                (soft or task.soft_time_limit, "soft_time_limit"),
-                (hard or task.time_limit, "time_limit"),
-            )
-            if seconds
-        ]
-    if expires := maybe_iso8601(task.request.expires):
-        limits.append((now + expires.timestamp() - time.time(), "expires"))
-    return min((limit for limit in limits if limit[0] > now), default=None)
+    started = _started.get(task.request.id, now)
+    ends = [started + seconds for seconds in (soft or task.soft_time_limit, hard or task.time_limit) if seconds]
+    expires = maybe_iso8601(task.request.expires)
+    expired = now + expires.timestamp() - time.time() if expires else 0.0
+    return Limits(min((end for end in ends if end > now), default=None), expired if expired > now else None)

@@ -98,6 +98,9 @@ class PredictionTimeout(TFPoolError, TimeoutError):
 
     template = "no answer from a predictor for model {0!r} within {1:g} s ({2})"
 
+    def __init__(self, *args: object) -> None:
+        self.args = args  # of three, OSError would keep two
+
 
 class InvalidInputError(TFPoolError, ValueError):
     """What was given to ``predict`` does not fit the model.

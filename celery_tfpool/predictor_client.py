@@ -47,9 +47,6 @@ _PATIENCE = 5.0
 #: Errors that a predictor may answer with.
 _ERRORS = {cls.__name__: cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, Exception)}
 
-#: When the task that asks must be done, by ``time.monotonic``, and which of its limits says so.
-Deadline = Callable[[], tuple[float, str] | None]
-
 
 @dataclass(frozen=True)
 class Predictors:
@@ -60,6 +57,15 @@ class Predictors:
     models: dict[str, tuple[tuple[int, ...], dict[str, Any]]]
     response_timeout: float
     max_request_bytes: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Moments, by ``time.monotonic``, after which nobody waits for what a task does; None where there is none."""
+
+    #: Celery itself ends the wait then.
+    time_limit: float | None = None
+    expires: float | None = None
 
 
 def socket_path(folder: str, index: int) -> str:
@@ -172,12 +178,12 @@ class Client:
     """What this process asks predictors with; any number of threads, and of forks, may.
 
     Args:
-        deadline_of_task: of the task that runs in the calling thread; None when it has none.
+        limits: of the task that runs in the calling thread.
     """
 
-    def __init__(self, predictors: Predictors, deadline_of_task: Deadline = lambda: None) -> None:
+    def __init__(self, predictors: Predictors, limits: Callable[[], Limits] = Limits) -> None:
         self._folder, self._timeout = predictors.folder, predictors.response_timeout
-        self._max_request_bytes, self._deadline_of_task = predictors.max_request_bytes, deadline_of_task
+        self._max_request_bytes, self._limits = predictors.max_request_bytes, limits
         self._idle: dict[int, list[_Connection]] = defaultdict(list)
         self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._board = LoadBoard(self._folder)
@@ -213,24 +219,26 @@ class Client:
 
     def _ask(self, model: str, indices: tuple[int, ...], head: dict[str, Any], body: Sequence[Any]) -> Message:
         """The answer of some predictor; one that is being replaced is waited for."""
-        started = time.monotonic()
-        deadline, limit = started + self._timeout, "tf_response_timeout"
-        if (of_task := self._deadline_of_task()) is not None:
-            deadline, limit = min((deadline, limit), of_task)
+        started, limits = time.monotonic(), self._limits()
+        waits_until, limit = started + self._timeout, "tf_response_timeout"
+        if limits.expires is not None:
+            waits_until, limit = min((waits_until, limit), (limits.expires, "expires"))
+        deadline = min(waits_until, limits.time_limit or waits_until)
+        # Whoever is interrupted by a time limit needs no answer that says so.
+        head = {**head, "deadline": deadline, "limit": limit if deadline == waits_until else None}
         deaths = 0
         for attempt in itertools.count():
             index, number = self._board.least_busy(indices), _new_number()
-            more = {"alone": deaths > 0, "again": attempt > 0, "deadline": deadline, "limit": limit}
-            buffers = message({**head, "id": number, **more}, body)
+            buffers = message({**head, "id": number, "alone": deaths > 0, "again": attempt > 0}, body)
             connection = None
             try:
-                connection = self._connection(index, deadline)
+                connection = self._connection(index, waits_until)
                 with _closed_unless_answered(connection):
-                    answer = connection.ask(number, buffers, deadline)
+                    answer = connection.ask(number, buffers, waits_until)
                 self._idle[index].append(connection)
                 return answer
             except TimeoutError:
-                raise PredictionTimeout(model, round(deadline - started, 3), limit) from None
+                raise PredictionTimeout(model, round(waits_until - started, 3), limit) from None
             except _Unreachable as exc:
                 raise PredictorUnavailable(model, str(exc)) from None
             except _Gone:
@@ -272,14 +280,14 @@ class Client:
                 supervisor.settimeout(_PATIENCE)
                 supervisor.connect(coroner_path(self._folder))
                 supervisor.sendall(json.dumps([index, pid]).encode() + b"\n")
-                while part := supervisor.recv(1 << 16):
+                while not said.endswith(b"\n") and (part := supervisor.recv(1 << 16)):
                     said += part
                     supervisor.settimeout(_left(deadline))
         except TimeoutError:
             return None
         except OSError:
             return "the worker is stopping"
-        return said.decode() or None
+        return said.decode().strip() or None
 
 
 def ask_statistics(folder: str, index: int, timeout: float) -> dict[str, Any] | None:

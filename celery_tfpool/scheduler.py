@@ -15,7 +15,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -74,9 +74,9 @@ class Request:
     alone: bool
     again: bool
     arrived: float
-    #: When nobody waits any more, by ``time.monotonic``, and the limit that says so.
+    #: When nobody waits any more, by ``time.monotonic``, and the limit to be named then; None: no answer is needed.
     deadline: float
-    limit: str
+    limit: str | None
     #: None until it is prepared.
     call: Call | None = None
     #: Outputs of its parts, by their first row.
@@ -185,7 +185,7 @@ class Scheduler:
                 bool(head["again"]),
                 arrived=time.monotonic(),
                 deadline=float(head["deadline"]),
-                limit=str(head["limit"]),
+                limit=head["limit"],
             )
         except (KeyError, TypeError, ValueError, RecursionError) as exc:
             raise BadMessage(f"a request that makes no sense ({type(exc).__name__}: {short(exc)})") from exc
@@ -206,14 +206,14 @@ class Scheduler:
 
     def _enqueue(self, request: Request) -> None:
         call = request.call
+        key: Hashable
         if call is not None:
             request.x = None
             call.is_wanted = request.is_wanted
         if call is not None and call.key is not None:
-            key, size, weight = call.key, request.model.max_size, call.rows / request.model.rows_that_count
+            key, size = call.key, request.model.max_size
         else:  # alone, and cut as Keras would cut it
-            size = 1 if call is None or call.is_whole else call.batch_size or 1
-            key, weight = request, request.rows / max(size, request.model.rows_that_count)
+            key, size = request, 1 if call is None or call.is_whole else call.batch_size or 1
         self._batcher.add(
             request,
             rows=request.rows,
@@ -221,7 +221,7 @@ class Scheduler:
             max_size=size,
             parallel=call.parallel if call is not None else 1,
             now=time.monotonic(),
-            weight=weight,
+            weight=(call.rows if call is not None else 1) / request.model.rows_that_count,
         )
         self._tell_load()
         self._go_soon()
@@ -273,7 +273,8 @@ class Scheduler:
         """Those for which somebody still waits; the others are refused."""
         for request in {part.request for part in parts if now >= part.request.deadline}:
             seconds = round(request.deadline - request.arrived, 3)
-            self._refuse(request, PredictionTimeout(request.model.name, seconds, request.limit))
+            late = PredictionTimeout(request.model.name, seconds, request.limit)
+            self._refuse(request, Abandoned() if request.limit is None else late)
         return [part for part in parts if not part.request.is_over]
 
     def _may_another(self) -> bool:

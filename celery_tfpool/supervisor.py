@@ -352,7 +352,7 @@ class Supervisor:
             end = one.ends.get(pid, "") if pid else one.last_end
             if self._gave_up or end:
                 with contextlib.suppress(OSError), connection:
-                    connection.sendall((self._gave_up or end).encode())
+                    connection.sendall((self._gave_up or end).encode() + b"\n")
             else:
                 waiting.append((connection, index, pid))
         self._asking = waiting

@@ -94,7 +94,8 @@ def test_larger_than_a_batch(start_worker: StartWorker) -> None:
 
 def test_batches_in_several_threads(start_worker: StartWorker, tmp_path: Path) -> None:
     """Where a call in each of two threads does more than one call in both, two full batches are computed at a time."""
-    conf = {"tf_model_path": "trapped:slow", "tf_predictors": 1, "tf_max_batch_size": 2, "tf_intra_op_parallelism": 2}
+    model = {"path": "trapped:slow", "batch": True, "max_batch_size": 2}
+    conf = {"tf_model_path": {"default": model}, "tf_predictors": 1, "tf_intra_op_parallelism": 2}
     worker = start_worker("-c", "4", conf=conf, env={"SLOW_CALLS": str(tmp_path / "calls")})
     assert "batches of up to 2 rows, 2 at a time" in worker.log
     before = len((tmp_path / "calls").read_text().splitlines())
@@ -194,7 +195,7 @@ def worker_can_spawn() -> bool:
 def test_response_timeout(start_worker: StartWorker) -> None:
     """The wait ends in time; what nobody waits for any more is not computed."""
     worker = start_worker("-c", "3", conf=TRAPPED | {"tf_response_timeout": 2})
-    slow = worker.send("double", 104)
+    slow = worker.send("double", 106)
     wait_until(lambda: worker.stats()["pool"]["processes"], "children")
     late = worker.send("double", 20)
     for result in (slow, late):
@@ -243,7 +244,8 @@ def test_overloaded(start_worker: StartWorker) -> None:
 def test_deadly_request(start_worker: StartWorker, value: int, cause: str) -> None:
     """Whoever asked learns how two predictors died of it; the next caller is served."""
     worker = start_worker("-c", "2", conf=TRAPPED)
-    with pytest.raises(Exception, match=rf"no predictor could answer for model 'default': predictor 0 .*{cause}"):
+    told = rf"no predictor could answer for model 'default': predictor 0 .*{cause} while it computed this request"
+    with pytest.raises(Exception, match=told):
         worker.call("double", value)
     assert 40.0 == worker.call("double", 20)
     (one,) = predictors(worker)
