@@ -1,4 +1,4 @@
-"""Children and predictors killed at random under load: every task ends, with the right number.
+"""Children and predictors killed at random under load: every task ends, with the right number, without any retry.
 
 ``TFPOOL_CHAOS_TASKS=5000`` (``make chaos``) runs it for minutes.
 """
@@ -49,7 +49,8 @@ def starting(pids: set[int]) -> set[int]:
 
 
 def test_chaos(start_worker: StartWorker) -> None:
-    conf = {"tf_model_path": "trapped:model", "tf_predictors": 2, "worker_prefetch_multiplier": 1}
+    model = {"path": "trapped:model", "batch": True}
+    conf = {"tf_model_path": {"default": model}, "tf_predictors": 2, "worker_prefetch_multiplier": 1}
     worker = start_worker("-c", "4", conf=conf)
     killed: Counter[str] = Counter()
     stop = threading.Event()

@@ -12,7 +12,7 @@ import time
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 
-from celery_tfpool import InvalidInputError, PredictorUnavailable, get_model
+from celery_tfpool import InvalidInputError, get_model
 
 app = Celery("proj")
 app.conf.update(json.loads(os.environ["TFPOOL_TEST_CONF"]))
@@ -280,13 +280,7 @@ def count_layers():
     return len(get_model().layers)
 
 
-@app.task(
-    acks_late=True,
-    reject_on_worker_lost=True,
-    autoretry_for=(PredictorUnavailable,),
-    default_retry_delay=0.1,
-    max_retries=100,
-)
+@app.task(acks_late=True, reject_on_worker_lost=True)
 def double_whatever_dies(value):
     nap(0.1)  # so that there is always something to kill
     return double(value)
