@@ -27,6 +27,7 @@ from celery_tfpool import (
     InvalidInputError,
     PredictionError,
     PredictionTimeout,
+    PredictorOverloaded,
     PredictorUnavailable,
     predictor_client,
 )
@@ -76,9 +77,14 @@ class Company:
         return sum(one["restarts"] for one in self.supervisor.facts())
 
     def descriptors(self) -> list[int]:
-        """Of this process, which is worker main here, and of the predictors."""
+        """Of this process, which is worker main here, and of the predictors, once nobody asks any more."""
         pids = [os.getpid(), *(one["pid"] for one in self.supervisor.facts())]
-        return [psutil.Process(pid).num_fds() for pid in pids]
+        found: list[list[int]] = []
+        while len(found) < 4 or any(one != found[-1] for one in found[-4:]):
+            gc.collect()
+            found.append([psutil.Process(pid).num_fds() for pid in pids])
+            time.sleep(0.05)
+        return found[-1]
 
 
 @contextlib.contextmanager
@@ -351,6 +357,48 @@ def test_more_bytes_than_a_request_may_have() -> None:
                     pass
         assert psutil.Process(pid).memory_info().vms - before < 2**30
         assert [[2.0]] == company.ask("double", row(1.0)).tolist()
+
+
+#: Requests of the storm; ``make storm``: 10,000.
+STORM = int(os.environ.get("TFPOOL_STORM_REQUESTS", "400"))
+
+
+def test_storm(slow: tuple[Company, Callable[[], list[float]]]) -> None:
+    """Very many requests whose askers are killed or time out while they wait; then one is answered at once.
+
+    Of each hundred askers fifty are threads that wait for 0.1 s, and fifty are those of a process that is killed.
+    """
+    company, calls = slow
+    assert [[6.0]] == company.ask("alone", row(3.0)).tolist()
+    before = company.descriptors()
+
+    def late() -> None:
+        with contextlib.suppress(PredictionTimeout, PredictorOverloaded):
+            company.ask("alone", row(1.0), limits=lambda: Limits(expires=time.monotonic() + 0.1))
+
+    def many(asks: Callable[[], Any]) -> list[threading.Thread]:
+        threads = [threading.Thread(target=asks, daemon=True) for _ in range(50)]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    for _ in range(STORM // 100):
+        asker = os.fork()
+        if asker == 0:
+            with contextlib.suppress(BaseException):
+                many(lambda: company.ask("alone", row(1.0)))
+                time.sleep(60)
+            os._exit(0)
+        for thread in many(late):
+            thread.join()
+        os.kill(asker, signal.SIGKILL)
+        os.waitpid(asker, 0)
+    wait_until(lambda: company.statistics()["pending_request_count"] == 0, "an empty queue", timeout=10)
+    so_far, started = len(calls()), time.monotonic()
+    assert [[6.0]] == company.ask("alone", row(3.0)).tolist()
+    print(f"{STORM} requests abandoned; the next was answered after {time.monotonic() - started:.2f} s; {before}")
+    assert len(calls()) - so_far <= 2
+    assert before == company.descriptors()
 
 
 # -- forks of whoever asks ----------------------------------------------------------------------
