@@ -6,6 +6,7 @@ Real predictors, started by a real supervisor, asked by threads and forks of thi
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal

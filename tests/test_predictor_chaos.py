@@ -10,12 +10,17 @@ import os
 import random
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
+import port_for
 import psutil
-from conftest import PATIENCE, StartWorker, Worker
+import redis
+from conftest import PATIENCE, StartWorker, Worker, wait_until
 
 TASKS = int(os.environ.get("TFPOOL_CHAOS_TASKS", "600"))
 #: Seconds from one kill to the next; a predictor that was never ready three times in a row would stop the worker.
@@ -66,3 +71,58 @@ def test_chaos(start_worker: StartWorker) -> None:
     assert killed["child"] > 0
     assert killed["predictor"] > 0
     assert 0 == worker.stop()
+
+
+class Redis:
+    """A server of this test's own, that keeps what it has on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self.port = folder, port_for.select_random()
+        self.start()
+
+    def start(self) -> None:
+        command = ["redis-server", "--port", str(self.port), "--dir", str(self._folder), "--appendonly", "yes"]
+        self._process = subprocess.Popen([*command, "--appendfsync", "always"], stdout=subprocess.DEVNULL)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(PATIENCE)
+
+
+def test_redis_restarted_under_load(start_worker: StartWorker, tmp_path: Path) -> None:
+    """Nothing is lost, and predictors and children are still the same."""
+    server = Redis(tmp_path)
+    try:
+        conf = {
+            "broker_url": f"redis://127.0.0.1:{server.port}/0",
+            "result_backend": f"redis://127.0.0.1:{server.port}/1",
+            "broker_transport_options": {
+                "visibility_timeout": 5,
+                "unacked_restore_interval": 1,
+                "unacked_restore_throttle": 1,
+            },
+            "tf_model_path": {"default": {"path": "trapped:model", "batch": True}},
+            "tf_predictors": 1,
+        }
+        worker = start_worker("-c", "2", conf=conf)
+        before = worker.stats()["tfpool"]
+        results = [worker.send("double_whatever_dies", 1000 + number) for number in range(200)]
+        for done in (20, 60):
+            wait_until(lambda done=done: sum(is_done(result) for result in results) >= done, "some answers")
+            server.stop()
+            server.start()
+        wait_until(lambda: all(map(is_done, results)), "all answers")
+        assert [2000.0 + 2 * number for number in range(200)] == [result.result for result in results]
+        after = worker.stats()["tfpool"]
+        for kind in ("children", "predictors"):
+            assert [one["pid"] for one in before[kind]] == [one["pid"] for one in after[kind]]
+        assert 0 == worker.stop()
+    finally:
+        server.stop()
+
+
+def is_done(result: Any) -> bool:
+    try:
+        return bool(result.state in ("SUCCESS", "FAILURE"))
+    except redis.RedisError:  # it is not there yet, or still loading
+        return False
