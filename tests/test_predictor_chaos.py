@@ -96,6 +96,7 @@ def test_redis_restarted_under_load(start_worker: StartWorker, tmp_path: Path) -
         conf = {
             "broker_url": f"redis://127.0.0.1:{server.port}/0",
             "result_backend": f"redis://127.0.0.1:{server.port}/1",
+            "result_backend_always_retry": True,  # or a result that cannot be stored makes a task fail
             "broker_transport_options": {
                 "visibility_timeout": 5,
                 "unacked_restore_interval": 1,
