@@ -19,7 +19,6 @@ import os
 import signal
 import threading
 import time
-from contextlib import AbstractContextManager
 from typing import Any
 
 import billiard
@@ -46,12 +45,8 @@ class _Watched:
 
     child_class: type[Worker]
 
-    def __init__(
-        self, *args: Any, plan: Plan, fork_lock: AbstractContextManager[Any] | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, plan: Plan, **kwargs: Any) -> None:
         self.plan = plan
-        #: Held while a child is started, if others start processes too.
-        self._fork_lock = fork_lock or contextlib.nullcontext()
         self.children: dict[int, ChildState] = {}
         self._crash_loop = CrashLoop(MAX_FAILED_STARTS)
         self._stopping = False
@@ -115,8 +110,7 @@ class _Watched:
             return None
         self._starting = True
         try:
-            with self._fork_lock:
-                process = super()._create_worker_process(i)  # type: ignore[misc]
+            process = super()._create_worker_process(i)  # type: ignore[misc]
             self.children.setdefault(process.pid, ChildState(slot=i, started=time.monotonic())).slot = i
         finally:
             self._starting = False

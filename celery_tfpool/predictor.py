@@ -29,7 +29,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from socket import socket
 from typing import Any, NoReturn
@@ -63,8 +63,12 @@ class Job:
     #: The folder of sockets, removed by this process if worker main is gone.
     folder: str
     parent: int
-    #: Makes known, in a spawned process, what a forked one inherits: the app's modules, where the log goes.
+    #: When worker main was started, which tells it from a later process of its number.
+    parent_started: str
+    #: Makes known what a fork of worker main would inherit: the app's modules, where the log goes.
     prepare: Callable[[], Any] | None = None
+    #: The environment of worker main, which may have changed since the forkserver was started.
+    environ: dict[str, str] = field(default_factory=lambda: dict(os.environ))
 
 
 # -- the process ---------------------------------------------------------------
@@ -73,21 +77,26 @@ class Job:
 def main(job: Job, listener: socket, link: Connection) -> None:
     """Load, say so over ``link``, and predict until killed; the program of the process.
 
-    Sends over ``link`` JSON: ``{"ready": model → facts}`` or ``{"failed": reason}``.
+    Writes to ``link`` a line of JSON: ``{"ready": model → facts}`` or ``{"failed": reason}``.
     """
     # It ends when worker main says so or is gone: children need it until their last task is done.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     if sys.__stderr__ is not None:
         faulthandler.enable(sys.__stderr__)
+    os.environ.clear()
+    os.environ.update(job.environ)
     runtime.limit_threads(intra_op=job.intra_op, inter_op=job.inter_op, explicit=True)
     runtime.threads_per_session()
-    if job.prepare is not None:
-        job.prepare()
     try:
         asyncio.run(_serve(job, listener, link))
     finally:
-        os._exit(1)  # TensorFlow's threads, and what worker main registered for its own end, have no say here
+        os._exit(1)  # TensorFlow's threads, and what the user's code registered for the end, have no say here
+
+
+def _say(link: Connection, words: dict[str, Any]) -> None:
+    with open(link.fileno(), "wb", closefd=False) as file:
+        file.write(json.dumps(words).encode() + b"\n")
 
 
 async def _serve(job: Job, listener: socket, link: Connection) -> None:
@@ -98,14 +107,14 @@ async def _serve(job: Job, listener: socket, link: Connection) -> None:
         models = await loop.run_in_executor(computing, _load, job, computing)
     except Exception as exc:  # anything at all may come out of the user's file or function
         reason = str(exc) if isinstance(exc, TFPoolError) else f"{type(exc).__name__}: {short(exc)}"
-        link.send_bytes(json.dumps({"failed": reason}).encode())
+        _say(link, {"failed": reason})
         return
     memory.keep_what_is_freed()  # not what loading took
     scheduler = Scheduler(models, job.settings, computing, threads=job.intra_op, folder=job.folder, index=job.index)
     listener.setblocking(False)
     await loop.create_unix_server(lambda: _Conversation(scheduler, job.index), sock=listener)
     _watch_itself(loop, job, scheduler)
-    link.send_bytes(json.dumps({"ready": {name: model.facts() for name, model in models.items()}}).encode())
+    _say(link, {"ready": {name: model.facts() for name, model in models.items()}})
     await loop.create_future()  # for ever
 
 
@@ -115,6 +124,8 @@ def _load(job: Job, computing: ThreadPoolExecutor) -> dict[str, ServedModel]:
     Raises:
         ModelLoadError: of the first that fails.
     """
+    if job.prepare is not None:
+        job.prepare()
     models = Models(job.models, safe_mode=job.settings.safe_mode, packs=dict(job.packs))
     served = {}
     budget = _WARMING_UP * job.settings.startup_timeout / len(job.models)
@@ -147,6 +158,15 @@ def _batches_of(model: ServedModel) -> str:
     return f"batches of up to {model.max_size} row{'s' * (model.max_size > 1)}{at_a_time}"
 
 
+def started_at(pid: int) -> str:
+    """When a process was started, in words of the kernel's own; empty where that cannot be read or it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
 def _watch_parent(loop: asyncio.AbstractEventLoop, job: Job) -> None:
     """End this process, and remove the folder of sockets, when worker main is gone."""
 
@@ -154,22 +174,14 @@ def _watch_parent(loop: asyncio.AbstractEventLoop, job: Job) -> None:
         logger.error("predictor %d (pid %d): worker main is gone", job.index, os.getpid())
         _end_without_parent(job)
 
-    try:
-        descriptor = os.pidfd_open(job.parent)
-    except ProcessLookupError:
-        _end_without_parent(job)
-    except OSError:  # Linux before 5.3
-
-        def look() -> None:
-            if os.getppid() != job.parent:
-                gone()
-            loop.call_later(1.0, look)
-
-        look()
-    else:
-        loop.add_reader(descriptor, gone)
-        if os.getppid() != job.parent:  # it ended, and another process has its number
+    def look() -> None:
+        if started_at(job.parent) != job.parent_started:
             gone()
+        loop.call_later(1.0, look)
+
+    with contextlib.suppress(OSError):  # Linux before 5.3, or it is gone, which `look` sees
+        loop.add_reader(os.pidfd_open(job.parent), gone)
+    look()
 
 
 def _end_without_parent(job: Job) -> NoReturn:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import multiprocessing
+import importlib
 import os
-import threading
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from celery.worker import WorkController
 from celery.worker import state as worker_state
 
 from . import control as control  # registers `celery inspect tfpool`, in workers that no command line started, too
-from . import fork_guard, memory, pack_cache
+from . import fork_guard, memory, pack_cache, predictor
 from .child import Plan
 from .config import ModelPath
 from .engines import TFAsynPool, TFBlockingPool
@@ -79,10 +79,8 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
         gc.collect()
         gc.freeze()
         memory.let_go_of_read_pages()
-        self._fork_lock = threading.Lock()
         self._start_predictors()
         self.options["plan"] = self.plan
-        self.options["fork_lock"] = self._fork_lock
         super().on_start()
 
     def on_stop(self) -> None:
@@ -107,14 +105,13 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
         self.supervisor = Supervisor(
             [has for has in assign(models, settings.predictors) if has],
             job=self._job,
-            context=self._context_of_predictor,
-            fork_lock=self._fork_lock,
             give_up=self._give_up,
             startup_timeout=self.plan.startup_timeout,
+            preload=["celery_tfpool.nursery" if settings.preimport else "celery_tfpool.predictor"],
         )
         try:
             self.supervisor.start(worker_state.maybe_shutdown)
-        except (CannotStart, ForkGuardError) as exc:
+        except CannotStart as exc:
             logger.critical("%s", exc)
             raise WorkerShutdown(EX_FAILURE) from exc
         predictors = self.supervisor.client(settings.response_timeout, settings.max_request_bytes)
@@ -122,12 +119,19 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
 
     def _job(self, index: int, models: tuple[ModelPath, ...], folder: str) -> Job:
         intra_op, inter_op = self.predictor_threads
-        prepare = None if self.forking_enable else functools.partial(prepare_spawned, self.app)
-        return Job(index, models, self.plan.packs, self.plan.settings, intra_op, inter_op, folder, os.getpid(), prepare)
-
-    def _context_of_predictor(self) -> Any:
-        self.guard_fork()
-        return multiprocessing.get_context(self.start_method)
+        pid = os.getpid()
+        return Job(
+            index,
+            models,
+            self.plan.packs,
+            self.plan.settings,
+            intra_op,
+            inter_op,
+            folder,
+            parent=pid,
+            parent_started=predictor.started_at(pid),
+            prepare=preparation(self.app),
+        )
 
     def _give_up(self, reason: str) -> None:
         worker_state.should_stop = EX_FAILURE
@@ -187,8 +191,26 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
         ]
 
 
-def prepare_spawned(app: Any) -> None:
-    """Do what Celery's own spawned children do: know the app, log where worker main logs, import the app's modules."""
+def preparation(app: Any) -> Callable[[], None]:
+    """Does in another process what Celery's own spawned children do; can be pickled.
+
+    The app is found there where its module has it: its configuration may hold what cannot be pickled.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] not in ("celery", "celery_tfpool"):
+            for attribute, value in list(vars(module).items()):
+                if value is app:
+                    return functools.partial(prepare_as, name, attribute)
+    return functools.partial(prepare, app)
+
+
+def prepare_as(module: str, attribute: str) -> None:
+    """`prepare` for the app that is ``attribute`` of ``module``."""
+    prepare(getattr(importlib.import_module(module), attribute))
+
+
+def prepare(app: Any) -> None:
+    """Know the app, log where worker main logs, import the app's modules."""
     app.set_current()
     app.log.setup(int(os.environ.get("CELERY_LOG_LEVEL") or 0), os.environ.get("CELERY_LOG_FILE") or None)
     app.loader.import_default_modules()

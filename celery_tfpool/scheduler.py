@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -37,20 +37,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Statistics:
-    """What a predictor has done, in Triton's words; seconds are sums."""
+    """What a predictor has done since the worker started, in Triton's words; seconds are sums."""
 
     request_success: int = 0
     request_failure: int = 0
     #: Rows, and calls that computed them.
     inference_count: int = 0
     execution_count: int = 0
-    #: Requests and rows that wait now.
-    pending_request_count: int = 0
-    pending_row_count: int = 0
     #: Requests that have waited, and how long.
     queue_count: int = 0
     queue_duration: float = 0.0
     compute_duration: float = 0.0
+
+    @classmethod
+    def of_board(cls, board: LoadBoard, index: int) -> Statistics:
+        """Of predictor ``index`` and all that it has replaced."""
+        statistics, numbers = cls(), board.counters(index)
+        for (name, default), number in zip(list(vars(statistics).items()), numbers, strict=False):
+            setattr(statistics, name, type(default)(number))
+        return statistics
 
 
 class Asker(Protocol):
@@ -145,10 +150,10 @@ class Scheduler:
         index: int,
     ) -> None:
         self.models, self._settings, self._index = models, settings, index
-        self.statistics = Statistics()
         self._computing = computing
         self._batcher: Batcher[Request] = Batcher(settings.batch_timeout, callers=0)
         self._board = LoadBoard(folder)
+        self.statistics = Statistics.of_board(self._board, index)
         most = max((model.max_size for model in models.values()), default=1)
         self._notes = Computing(folder, index, (threads + 1) * most)
         self._loop = asyncio.get_running_loop()
@@ -343,12 +348,16 @@ class Scheduler:
 
     def facts(self) -> dict[str, Any]:
         """For ``celery inspect``; JSON-friendly."""
-        self.statistics.pending_request_count = self._batcher.requests
-        self.statistics.pending_row_count = self._batcher.rows
-        return {**asdict(self.statistics), "memory": memory.of_process(os.getpid())}
+        return {
+            **vars(self.statistics),
+            "pending_request_count": self._batcher.requests,
+            "pending_row_count": self._batcher.rows,
+            "memory": memory.of_process(os.getpid()),
+        }
 
     def _tell_load(self) -> None:
         self._board.write(self._index, self._batcher.rows + sum(batch.rows for batch in self._running))
+        self._board.count(self._index, list(vars(self.statistics).values()))
 
     def overdue(self, limit: float) -> Batch | None:
         """A batch that takes longer than so many seconds."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import multiprocessing
 import os
 import signal
 import socket
@@ -35,7 +34,7 @@ from celery_tfpool import (
 from celery_tfpool.arrays import encode
 from celery_tfpool.config import ModelPath, Settings
 from celery_tfpool.messages import Reader, message
-from celery_tfpool.predictor import Job
+from celery_tfpool.predictor import Job, started_at
 from celery_tfpool.predictor_client import Client, Limits, RemoteRunner, ask_statistics, socket_path
 from celery_tfpool.supervisor import Supervisor
 
@@ -93,13 +92,11 @@ def predictors(*models: ModelPath, count: int = 1, threads: int = 1, **options: 
     settings = Settings(**{"response_timeout": 60.0, **options})
 
     def job(index: int, models: tuple[ModelPath, ...], place: str) -> Job:
-        return Job(index, models, (), settings, threads, 1, place, os.getpid())
+        return Job(index, models, (), settings, threads, 1, place, os.getpid(), started_at(os.getpid()))
 
     supervisor = Supervisor(
         [models] * count,
         job=job,
-        context=lambda: multiprocessing.get_context("spawn"),
-        fork_lock=threading.Lock(),
         give_up=lambda reason: None,
         startup_timeout=120.0,
     )
@@ -179,9 +176,8 @@ def test_whatever_is_raised_while_it_is_traced(several: Company, columns: int) -
 
 def test_an_answer_that_cannot_be_sent(several: Company) -> None:
     """Costs nobody else's: of a batch with the last part of a large request, whose outputs do not fit together."""
-    large = np.full((12, 8), 3.0, "float32")
-    large[8:] = 5.0
-    answers = several.ask_all("widths", [large, *[np.full((1, 8), 4.0, "float32")] * 8])
+    large = np.arange(1, 13, dtype="float32").reshape(12, 1) * np.ones((1, 16), "float32")
+    answers = several.ask_all("widths", [large, *[np.full((1, 16), 4.0, "float32")] * 8])
     assert isinstance(answers[0], PredictionError)
     assert [1] * 8 == [len(answer) for answer in answers[1:]]
 

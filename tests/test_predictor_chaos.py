@@ -20,6 +20,7 @@ from typing import Any
 import port_for
 import psutil
 import redis
+from celery import Celery
 from conftest import PATIENCE, StartWorker, Worker, wait_until
 
 TASKS = int(os.environ.get("TFPOOL_CHAOS_TASKS", "600"))
@@ -114,7 +115,9 @@ def test_redis_restarted_under_load(start_worker: StartWorker, tmp_path: Path) -
             server.start()
         wait_until(lambda: all(map(is_done, results)), "all answers")
         assert [2000.0 + 2 * number for number in range(200)] == [result.result for result in results]
-        worker.client.close()  # its connections are broken
+        fresh = Celery("fresh", set_as_current=False)  # connections of the other are broken
+        fresh.conf.update(broker_url=conf["broker_url"], result_backend=conf["result_backend"])
+        worker.client = fresh
         after = worker.stats()["tfpool"]
         for kind in ("children", "predictors"):
             assert [one["pid"] for one in before[kind]] == [one["pid"] for one in after[kind]]

@@ -6,7 +6,6 @@ call, on a frozen graph where that is faster.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ from celery_tfpool.config import ModelPath, Settings
 from celery_tfpool.loading import load
 from celery_tfpool.models import Handle, Models
 from celery_tfpool.pack_cache import PackCache
-from celery_tfpool.predictor import Job
+from celery_tfpool.predictor import Job, started_at
 from celery_tfpool.predictor_client import Client, RemoteRunner
 from celery_tfpool.row_check import Reason
 from celery_tfpool.supervisor import Supervisor
@@ -60,13 +59,11 @@ def predictors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, t
     settings = Settings(max_batch_size=16, response_timeout=60.0)
 
     def job(index: int, models: tuple[ModelPath, ...], place: str) -> Job:
-        return Job(index, models, tuple(packs), settings, 1, 1, place, os.getpid())
+        return Job(index, models, tuple(packs), settings, 1, 1, place, os.getpid(), started_at(os.getpid()))
 
     supervisor = Supervisor(
         [tuple(paths)],
         job=job,
-        context=lambda: multiprocessing.get_context("spawn"),  # TensorFlow runs in this process
-        fork_lock=threading.Lock(),
         give_up=pytest.fail,
         startup_timeout=200,
     )
