@@ -22,6 +22,7 @@ import contextlib
 import faulthandler
 import json
 import logging
+import multiprocessing.util
 import os
 import shutil
 import signal
@@ -60,13 +61,15 @@ class Job:
     settings: Settings
     intra_op: int
     inter_op: int
-    #: The folder of sockets, removed by this process if worker main is gone.
+    #: The folder of sockets, removed by this process if worker main is gone, and so is the one of the forkserver.
     folder: str
     parent: int
     #: When worker main was started, which tells it from a later process of its number.
     parent_started: str
     #: Makes known what a fork of worker main would inherit: the app's modules, where the log goes.
     prepare: Callable[[], Any] | None = None
+    #: Where `multiprocessing` keeps worker main's temporary files.
+    temporary: str = field(default_factory=multiprocessing.util.get_temp_dir)
     #: The environment of worker main, which may have changed since the forkserver was started.
     environ: dict[str, str] = field(default_factory=lambda: dict(os.environ))
 
@@ -185,7 +188,8 @@ def _watch_parent(loop: asyncio.AbstractEventLoop, job: Job) -> None:
 
 
 def _end_without_parent(job: Job) -> NoReturn:
-    shutil.rmtree(job.folder, ignore_errors=True)
+    for folder in (job.folder, job.temporary):
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 

@@ -198,7 +198,7 @@ def preparation(app: Any) -> Callable[[], None]:
     """
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] not in ("celery", "celery_tfpool"):
-            for attribute, value in list(vars(module).items()):
+            for attribute, value in list(getattr(module, "__dict__", {}).items()):
                 if value is app:
                     return functools.partial(prepare_as, name, attribute)
     return functools.partial(prepare, app)

@@ -48,13 +48,18 @@ def place() -> Iterator[str]:
         yield folder
 
 
+def folder_of_sockets(place: str) -> str:
+    (folder,) = (name for name in os.listdir(place) if name.startswith("celery_tfpool-"))
+    return folder
+
+
 # -- when all is well ---------------------------------------------------------
 
 
 def test_children_need_no_tensorflow(place: str, start_worker: StartWorker, digits: str, engine: str) -> None:
     """They only ask; what only Keras has is loaded where it is asked for, all the same."""
     conf = {"tf_model_path": digits, "tf_predictors": 1}
-    worker = start_worker("-c", "2", broker=engine, conf=conf, env={"XDG_RUNTIME_DIR": place})
+    worker = start_worker("-c", "2", broker=engine, conf=conf, env={"TMPDIR": place})
     assert ".> predictors:  1, batches of up to 32 rows" in worker.log
     assert [[16.0]] * 3 == worker.call("predict", 3)
     assert not worker.call("has_runtime_after_predicting")
@@ -63,7 +68,7 @@ def test_children_need_no_tensorflow(place: str, start_worker: StartWorker, digi
     assert one["models"]["default"]["packed"]
     assert one["stats"]["memory"]["pss"] > 0
     assert 0 == one["restarts"]
-    (folder,) = os.listdir(place)
+    folder = folder_of_sockets(place)
     assert stat.S_IMODE(os.stat(os.path.join(place, folder)).st_mode) == 0o700
     assert 0 == worker.stop()
     assert "requests, 0 of them failed" in worker.log
@@ -131,13 +136,11 @@ def test_wrong_input_never_joins_a_batch(start_worker: StartWorker, digits: str)
 
 
 def test_two_predictors_share_the_load(start_worker: StartWorker) -> None:
-    """Whoever is free is asked: two slow requests at once take as long as one."""
+    """Whoever is free is asked."""
     worker = start_worker("-c", "2", conf=TRAPPED | {"tf_predictors": 2})
-    started = time.monotonic()
     both = [worker.send("double", 102) for _ in range(2)]
     assert [204.0, 204.0] == [result.get(timeout=PATIENCE) for result in both]
-    seconds = time.monotonic() - started
-    assert [1, 1] == [one["stats"]["request_success"] for one in predictors(worker)], f"{seconds:.1f} s"
+    assert [1, 1] == [one["stats"]["request_success"] for one in predictors(worker)]
 
 
 def test_models_of_their_own_number(start_worker: StartWorker, digits: str) -> None:
@@ -168,25 +171,6 @@ def test_replaced_children_ask_too(start_worker: StartWorker, digits: str, engin
     worker = start_worker(*count, *start, broker=engine, conf={"tf_model_path": digits, "tf_predictors": 1})
     several = [worker.send("predict_row", [1.0] * 16) for _ in range(8)]
     assert {16.0} == {result.get(timeout=PATIENCE)[1][0][0] for result in several}
-
-
-def test_spawned(start_worker: StartWorker, digits: str, engine: str) -> None:
-    """With worker_pool_start_method = "spawn" predictors are spawned as well."""
-    if not worker_can_spawn():
-        pytest.skip("Celery before 5.7 cannot spawn")
-    conf = {"tf_model_path": {"sum": digits, "double": "trapped:model"}, "tf_predictors": 1}
-    conf["worker_pool_start_method"] = "spawn"
-    worker = start_worker("-c", "1", broker=engine, conf=conf)
-    assert [[16.0]] == worker.call("predict", 1, "sum")
-    assert 40.0 == worker.call("double", 20, "double")
-    assert "Predictor-0" in worker.log
-    assert 0 == worker.stop()
-
-
-def worker_can_spawn() -> bool:
-    import celery
-
-    return celery.VERSION >= (5, 7)
 
 
 # -- limits ---------------------------------------------------------------------
@@ -310,9 +294,11 @@ def test_cannot_come_back(start_worker: StartWorker, tmp_path: Path) -> None:
     (pid,) = processes(worker)
     os.kill(pid, signal.SIGKILL)
     waiting = worker.send("predict")
+    told = "no predictor could answer for model 'default': predictor 0 ended 3 times in a row before it was ready"
+    with pytest.raises(Exception, match=told):
+        waiting.get(timeout=PATIENCE)
     assert 1 == worker.wait()
     assert "worker stops: predictor 0 ended 3 times in a row before it was ready" in worker.log
-    assert waiting.state in ("PENDING", "FAILURE")
 
 
 def test_stuck_predictor(start_worker: StartWorker) -> None:
@@ -329,8 +315,8 @@ def test_stuck_predictor(start_worker: StartWorker) -> None:
 def test_garbage_on_the_socket(place: str, start_worker: StartWorker, digits: str) -> None:
     """Is refused with a line in the log, and disturbs nobody."""
     conf = {"tf_model_path": digits, "tf_predictors": 1}
-    worker = start_worker("-c", "1", conf=conf, env={"XDG_RUNTIME_DIR": place})
-    (folder,) = os.listdir(place)
+    worker = start_worker("-c", "1", conf=conf, env={"TMPDIR": place})
+    folder = folder_of_sockets(place)
     for data in (b"GET / HTTP/1.1\r\n\r\n", b"TFP1" + b"\xff" * 12, b"TFP1\x02\0\0\0" + bytes(8) + b"{}", b"TF"):
         with socket.socket(socket.AF_UNIX) as stranger:
             stranger.connect(os.path.join(place, folder, "predictor-0"))
@@ -346,7 +332,7 @@ def test_garbage_on_the_socket(place: str, start_worker: StartWorker, digits: st
 def test_killed_worker_main(place: str, start_worker: StartWorker, digits: str, engine: str) -> None:
     """After kill -9 of worker main nothing survives it, and nothing is left on disk."""
     conf = {"tf_model_path": digits, "tf_predictors": 2}
-    worker = start_worker("-c", "2", broker=engine, conf=conf, env={"XDG_RUNTIME_DIR": place})
+    worker = start_worker("-c", "2", broker=engine, conf=conf, env={"TMPDIR": place})
     assert [[16.0]] == worker.call("predict")
     assert [] != os.listdir(place)
     worker.process.kill()
