@@ -6,7 +6,7 @@ PYTEST_OPTIONS ?= -n 4 --dist worksteal
 VENV = .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-oldest lint conformance conformance-oldest conformance-baseline docs bench parity chaos storm soak transcript clean
+.PHONY: demo test test-oldest lint conformance conformance-oldest conformance-baseline docs bench parity chaos storm fuzz soak transcript clean
 
 # -- the main job: real predictions through a real worker, no server needed
 
@@ -84,6 +84,10 @@ parity: .venv/.dev
 # 5,000 tasks under which children and predictors are killed at random.
 chaos: .venv/.dev servers
 	TFPOOL_CHAOS_TASKS=5000 $(VENV) -m pytest -n 0 -o timeout=1800 tests/test_predictor_chaos.py
+
+# A million damaged messages.
+fuzz: .venv/.dev
+	TFPOOL_FUZZ_MESSAGES=1000000 $(VENV) -m pytest -n 0 -s -o timeout=1800 tests/test_fuzz.py
 
 # 10,000 requests whose askers die or give up while they wait.
 storm: .venv/.dev

@@ -7,6 +7,7 @@ of 64 bytes, as TensorFlow likes it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,10 @@ ALIGNMENT = 64
 
 class CannotEncode(TypeError):
     """Why something is no structure of arrays, in words that follow "its inputs or outputs"."""
+
+
+class CannotDecode(ValueError):
+    """What came describes no arrays, or others than came."""
 
 
 # -- structures ----------------------------------------------------------------
@@ -80,38 +85,66 @@ def encode(structure: Any) -> tuple[Any, list[Any]]:
 
 
 def decode(facts: Any, body: memoryview) -> Any:
-    """The structure that `encode` described; its arrays of numbers use the memory of ``body``.
+    """The structure that `encode` described; its arrays of numbers use the memory of ``body``, and may be written to.
 
     Raises:
-        ValueError: ``facts`` and ``body`` do not fit together.
+        CannotDecode: ``facts`` describe nothing, or do not fit ``body``.
     """
     position = 0
 
     def leaf(value: Any) -> NDArray[Any]:
         nonlocal position
         dtype, shape, length = value
+        if not all(type(size) is int and size >= 0 for size in (*shape, length)):
+            raise ValueError("sizes that are none")
         data = body[position : position + length]
         if len(data) != length:
-            raise ValueError(f"the body has {len(body)} bytes, too few for {facts}")
+            raise ValueError("too few bytes")
         position += length + -length % ALIGNMENT
         if dtype == "string":
             return _strings_of(data, shape)
         return np.frombuffer(data, dtype=numpy_dtype(dtype)).reshape(shape)
 
-    return structure_of_json(facts, leaf)
+    try:
+        return structure_of_json(facts, leaf)
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as exc:
+        raise CannotDecode(f"no arrays of {len(body)} bytes: {_short(facts)} ({type(exc).__name__}: {exc})") from exc
+
+
+def _short(facts: Any) -> str:
+    """The begin of ``facts``, for messages."""
+    try:
+        return repr(facts)[:200]
+    except RecursionError:
+        return "something very deep"
+
+
+#: Kinds of dtypes that are numbers; V are those of ``ml_dtypes``.
+_NUMBERS = "biufcV"
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The dtype of a name that NumPy or ``ml_dtypes`` knows; strings are objects."""
+    """The dtype of a name that NumPy or ``ml_dtypes`` knows; strings are objects.
+
+    Raises:
+        ValueError: it is none of numbers.
+    """
     if name == "string":
         return np.dtype(object)
+    if not isinstance(name, str):
+        raise ValueError(f"no dtype {name!r}")
     try:
-        return np.dtype(name)
+        dtype: np.dtype[Any] = np.dtype(name)
     except TypeError:
         import ml_dtypes  # comes with TensorFlow
 
-        dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-        return dtype
+        found = getattr(ml_dtypes, name, None)
+        if not isinstance(found, type) or not issubclass(found, np.generic):
+            raise ValueError(f"no dtype {name!r}") from None
+        return np.dtype(found)
+    if dtype.type is np.void or dtype.kind not in _NUMBERS:
+        raise ValueError(f"not a dtype of numbers: {name!r}")
+    return dtype
 
 
 def aligned(length: int) -> memoryview:
@@ -144,7 +177,9 @@ def _of_strings(value: NDArray[Any]) -> list[bytes]:
 
 
 def _strings_of(data: memoryview, shape: list[int]) -> NDArray[Any]:
-    count = int(np.prod(shape))
+    count = math.prod(shape)
+    if 8 * count > len(data):
+        raise ValueError(f"{count} strings in {len(data)} bytes")
     lengths = np.frombuffer(data[: 8 * count], "<u8")
     strings, position = np.empty(count, object), 8 * count
     for number, length in enumerate(lengths.tolist()):

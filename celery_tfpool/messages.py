@@ -42,10 +42,19 @@ def message(head: dict[str, Any], body: Sequence[Any] = ()) -> list[Any]:
     return [start, *body]
 
 
-class Reader:
-    """Makes messages of bytes, however they come in pieces."""
+class TooLarge(BadMessage):
+    """A message that announces a larger body than is received here."""
 
-    def __init__(self) -> None:
+
+class Reader:
+    """Makes messages of bytes, however they come in pieces.
+
+    Args:
+        max_body: bytes of the largest body that is received; None: any.
+    """
+
+    def __init__(self, max_body: int | None = None) -> None:
+        self._max_body = max_body
         self._scratch = memoryview(bytearray(_SCRATCH))
         #: Bytes in the scratch that belong to no message yet.
         self._have = 0
@@ -79,6 +88,8 @@ class Reader:
             magic, json_length, body_length = _PREFIX.unpack_from(self._scratch, position)
             if magic != _MAGIC or json_length > _MOST_JSON:
                 raise BadMessage(f"it begins with {bytes(self._scratch[position : position + _PREFIX.size])!r}")
+            if self._max_body is not None and body_length > self._max_body:
+                raise TooLarge(f"its body has {body_length:,} bytes, of which {self._max_body:,} at most are received")
             start = position + _PREFIX.size + json_length
             if self._have < start:
                 break
@@ -98,6 +109,8 @@ class Reader:
         left = bytes(self._scratch[position : self._have])
         if len(left) == len(self._scratch):
             self._scratch = memoryview(bytearray(2 * len(left)))
+        elif len(self._scratch) > _SCRATCH > len(left):  # a long JSON is over
+            self._scratch = memoryview(bytearray(_SCRATCH))
         self._scratch[: len(left)] = left
         self._have = len(left)
 
@@ -105,7 +118,7 @@ class Reader:
 def _head(text: memoryview) -> dict[str, Any]:
     try:
         head = json.loads(str(text, "utf-8"))
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise BadMessage(f"its JSON is none ({exc})") from exc
     if not isinstance(head, dict):
         raise BadMessage("its JSON is no object")

@@ -115,7 +115,7 @@ async def _serve(job: Job, listener: socket, link: Connection) -> None:
     memory.keep_what_is_freed()  # not what loading took
     scheduler = Scheduler(models, job.settings, computing, threads=job.intra_op, folder=job.folder, index=job.index)
     listener.setblocking(False)
-    await loop.create_unix_server(lambda: _Conversation(scheduler, job.index), sock=listener)
+    await loop.create_unix_server(lambda: _Conversation(scheduler, job), sock=listener)
     _watch_itself(loop, job, scheduler)
     _say(link, {"ready": {name: model.facts() for name, model in models.items()}})
     await loop.create_future()  # for ever
@@ -219,9 +219,9 @@ class _Conversation(asyncio.BufferedProtocol):
 
     _transport: asyncio.WriteTransport
 
-    def __init__(self, scheduler: Scheduler, index: int) -> None:
-        self._scheduler, self._index = scheduler, index
-        self._reader = Reader()
+    def __init__(self, scheduler: Scheduler, job: Job) -> None:
+        self._scheduler, self._index = scheduler, job.index
+        self._reader = Reader(job.settings.max_request_bytes)
         #: What was asked last.
         self._request: Request | None = None
 
