@@ -131,7 +131,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     """
     if name == "string":
         return np.dtype(object)
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name.isidentifier():  # NumPy would parse it, as far as evaluating it
         raise ValueError(f"no dtype {name!r}")
     try:
         dtype: np.dtype[Any] = np.dtype(name)

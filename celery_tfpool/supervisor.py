@@ -12,9 +12,10 @@ inherit nothing of worker main.
 
 Knows nothing of Celery: what stops the worker is given.
 
-Private names used, because there is no public way: ``_config`` of a process of
-`multiprocessing`, whose daemons may not start processes, though those of
-billiard, which Celery's are, may.
+Private names used, because there is no public way: of `multiprocessing`
+``_config`` of a process, whose daemons may not start processes, though those of
+billiard, which Celery's are, may; and ``_forkserver`` with its attributes, which
+a fork inherits and cannot use.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from typing import Any
 
 from . import load_board, predictor, sockets_folder
@@ -209,10 +211,9 @@ class Supervisor:
                     one.process.kill()
                 one.process.join(GRACE)
             one.listener.close()
-        if self.folder:
-            shutil.rmtree(self.folder, ignore_errors=True)
         if self._folder_lock is not None:
             os.close(self._folder_lock)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def client(self, response_timeout: float, max_request_bytes: int) -> Predictors:
         """What children need to know."""
@@ -318,6 +319,7 @@ class Supervisor:
                 target=self._program, args=(job, one.listener, sender), name=f"Predictor-{one.index}", daemon=True
             )
             with _allowed_to_start():
+                _forget_forkserver_of_parent()
                 process.start()
             if self._stopping.is_set():  # nobody else knows of it
                 process.kill()
@@ -479,6 +481,16 @@ def _allowed_to_start() -> Iterator[None]:
     finally:
         if daemon is not None:
             config["daemon"] = daemon
+
+
+def _forget_forkserver_of_parent() -> None:
+    """In a fork of a process that has a forkserver, start another: `multiprocessing` would wait for one of its own."""
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        try:
+            os.waitid(os.P_PID, server._forkserver_pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            server._forkserver_pid = server._forkserver_address = server._forkserver_alive_fd = None
 
 
 async def _ended(process: Any) -> None:
