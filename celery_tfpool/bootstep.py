@@ -16,11 +16,12 @@ from celery.worker import state as worker_state
 
 from . import config, pack_cache, packer, runtime, sources
 from .child import Plan
-from .config import Settings
+from .config import ModelPath, Settings
 from .errors import SettingsError
 from .pack_cache import CacheUnusable, PackCache
 from .packer import Packing
 from .prefork import TFPrefork
+from .sources import Kind
 from .values import short
 
 logger = get_logger(__name__)
@@ -45,6 +46,8 @@ class Models(bootsteps.StartStopStep):  # type: ignore[misc]
             logger.warning("celery_tfpool is made for Linux and not tested on %s", sys.platform)
         settings = config.check(w.app.conf, os.environ, namespace=w.app.namespace or "")
         check_models(settings)
+        # A task may change the working directory, and replaced children load again.
+        settings = replace(settings, model_path=tuple(map(absolute, settings.model_path)))
         if settings.preimport and settings.model_path:
             preimport()
         w.pool.plan = plan(
@@ -84,6 +87,12 @@ def check_models(settings: Settings) -> None:
             problems.append(f"  tf_model_path: model {name!r} at {path!r}: {exc}")
     if problems:
         raise SettingsError("\n".join(problems))
+
+
+def absolute(model: ModelPath) -> ModelPath:
+    """``model`` with the whole path of its file or folder; a function or an address stays as it is."""
+    is_local = sources.kind_of(model.path) not in (Kind.FUNCTION, Kind.REMOTE)
+    return model._replace(path=os.path.abspath(os.path.expanduser(model.path))) if is_local else model
 
 
 def preimport() -> None:
@@ -163,19 +172,28 @@ def usable_cores() -> int:
 
 def plan(settings: Settings, *, processes: int, cores: int, proc_alive_timeout: float | None) -> Plan:
     """What each of ``processes`` children gets of ``cores``, and how long it may take to start."""
+    intra_op, inter_op = threads(settings, cores=cores, processes=processes)
     return Plan(
         settings=settings,
-        intra_op=runtime.threads_per_process(settings.intra_op_parallelism, cores=cores, processes=processes),
-        inter_op=runtime.threads_per_process(settings.inter_op_parallelism, cores=cores, processes=processes),
+        intra_op=intra_op,
+        inter_op=inter_op,
         startup_timeout=max(settings.startup_timeout, proc_alive_timeout or 0.0),
     )
 
 
 def predictor_threads(settings: Settings, *, cores: int) -> tuple[int, int]:
     """Threads of one predictor inside an operation and for operations: all cores, divided among predictors."""
-    configured = settings.intra_op_parallelism, settings.inter_op_parallelism
+    return threads(settings, cores=cores, processes=settings.predictors)
+
+
+def threads(settings: Settings, *, cores: int, processes: int) -> tuple[int, int]:
+    """Threads inside an operation, and operations: as set, as TensorFlow's own variables say, or a share of cores."""
+    configured = (
+        settings.intra_op_parallelism or runtime.threads_of_environment("TF_NUM_INTRAOP_THREADS"),
+        settings.inter_op_parallelism or runtime.threads_of_environment("TF_NUM_INTEROP_THREADS"),
+    )
     intra_op, inter_op = (
-        runtime.threads_per_process(number, cores=cores, processes=settings.predictors) for number in configured
+        runtime.threads_per_process(number, cores=cores, processes=processes) for number in configured
     )
     return intra_op, inter_op
 

@@ -3,14 +3,18 @@
 In a pool child `prepare` comes first, before any code of the user's.  In any
 other process (a shell, a test, ``-P threads``) nothing prepares it, and
 `get_model` loads in place, from the current app's settings.
+
+Private names used, because there is no public way: ``_get_active_apps`` of Celery.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +23,7 @@ from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.pool import SIG_SOFT_TIMEOUT
-from celery import current_app
+from celery import _state, current_app
 
 from . import config, deadlines, runtime
 from .config import Settings
@@ -51,12 +55,13 @@ class Plan:
 
 #: The plan of this process if it is a pool child.
 _plan: Plan | None = None
-_models: Models | None = None
-_models_settings: Settings | None = None
+#: Of the settings of a child, or of each app of another process: its models.
+_models: dict[Settings, Models] = {}
 _lock = threading.Lock()
 
-#: Sends `status` to worker main; set while that is possible.
+#: Sends `status` to worker main; set while that is possible, in this process but not in a fork of it.
 _report: Callable[[dict[str, Any]], None] | None = None
+_pid = 0
 #: Set when this process must not take another task.
 _retired = False
 
@@ -65,8 +70,9 @@ def get_model(name: str | None = None) -> Handle:
     """The model ``name`` of ``tf_model_path``, or the only one.  Loaded at its first use, once per process.
 
     Works in a task under every pool, at the top of a module, and outside a
-    worker (a shell, ``task_always_eager``, a unit test): there the settings
-    are those of the current Celery app.
+    worker (a shell, a web process, ``task_always_eager``, a unit test): there
+    the settings are those of the current Celery app, or, in a thread that has
+    none, of the only app that has ``tf_model_path``.
 
     Raises:
         UnknownModelError: no such name, or several models and no name.
@@ -86,22 +92,28 @@ def get_model(name: str | None = None) -> Handle:
 
 
 def _models_of_this_process() -> Models:
-    global _models, _models_settings
-    settings = config.read(current_app.conf, os.environ) if _plan is None else _plan.settings
+    settings = _settings_of_app() if _plan is None else _plan.settings
     with _lock:
-        if _models is None or _models_settings != settings:
-            _models_settings, _models = (
-                settings,
-                Models(
-                    settings.model_path,
-                    safe_mode=settings.safe_mode,
-                    packs=dict(_plan.packs) if _plan else {},
-                    remote=_remote_models(_plan.predictors) if _plan and _plan.predictors else {},
-                    around_load=_around_load,
-                    interrupts=(SoftTimeLimitExceeded,),
-                ),
+        if settings not in _models:
+            _models[settings] = Models(
+                settings.model_path,
+                safe_mode=settings.safe_mode,
+                packs=dict(_plan.packs) if _plan else {},
+                remote=_remote_models(_plan.predictors) if _plan and _plan.predictors else {},
+                around_load=_around_load,
+                interrupts=(SoftTimeLimitExceeded,),
             )
-        return _models
+        return _models[settings]
+
+
+def _settings_of_app() -> Settings:
+    """Those of the current app; in a thread that has none, of the only app that has models."""
+    settings = config.read(current_app.conf, os.environ)
+    if not settings.model_path and current_app.main == "default":  # Celery's fallback
+        others = [app for app in _state._get_active_apps() if app.conf.get("tf_model_path")]
+        if len(others) == 1:
+            return config.read(others[0].conf, os.environ)
+    return settings
 
 
 def _remote_models(predictors: Predictors) -> dict[str, RemoteRunner]:
@@ -115,12 +127,14 @@ def _remote_models(predictors: Predictors) -> dict[str, RemoteRunner]:
 
 def prepare(plan: Plan) -> None:
     """Make this process a child of ``plan``.  Starts nothing and loads nothing."""
-    global _plan, _models, _models_settings, _lock, _report, _retired
-    _plan = plan
-    _models = _models_settings = None  # those of worker main know of no pack
+    global _plan, _lock, _report, _pid, _retired
+    _plan, _pid = plan, os.getpid()
+    _models.clear()  # those of worker main know of no pack
     _lock = threading.Lock()  # a thread of the parent may have held it at the fork
     _report, _retired = None, False
     deadlines.follow_tasks()
+    if "numpy" in sys.modules:  # or all children, and their replacements, would draw the same numbers
+        sys.modules["numpy"].random.seed()
     runtime.limit_threads(intra_op=plan.intra_op, inter_op=plan.inter_op, explicit=plan.explicit_threads)
 
 
@@ -149,7 +163,8 @@ def _retire() -> None:
 
 def status() -> dict[str, Any]:
     """What worker main shows of this child; JSON-friendly."""
-    return {"models": _models.status() if _models else {}, "loading": None}
+    models = next(iter(_models.values()), None)
+    return {"models": models.status() if models else {}, "loading": None}
 
 
 @contextlib.contextmanager
@@ -172,7 +187,7 @@ def _around_load(name: str, path: str) -> Iterator[None]:
 def _tell(facts: dict[str, Any]) -> None:
     # Only the thread that runs tasks may write to the pipe of results: two
     # writers would mix their bytes.
-    if _report is not None and threading.current_thread() is threading.main_thread():
+    if _report is not None and _pid == os.getpid() and threading.current_thread() is threading.main_thread():
         _report(facts)
 
 
@@ -186,11 +201,43 @@ def _interruptible(seconds: float, too_long: Exception) -> Iterator[None]:
 
     Interrupts Python code only, and only in the main thread.  A load stuck in
     native code is ended by worker main, which kills the child.
+
+    An alarm of the task's own rings when it would have, during the load or after it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     interruption: list[Exception] = []
+    deadline = time.monotonic() + seconds
+    left, interval = signal.setitimer(signal.ITIMER_REAL, 0)
+    rings_at = time.monotonic() + left if left else math.inf
+
+    def arm() -> None:
+        signal.setitimer(signal.ITIMER_REAL, max(1e-6, min(rings_at, deadline) - time.monotonic()))
+
+    def on_alarm(number: int, frame: Any) -> None:
+        nonlocal rings_at
+        now = time.monotonic()
+        if interruption:
+            raise interruption[0]
+        if now >= deadline:
+            interrupt(too_long)
+        must_ring = now >= rings_at
+        if must_ring:
+            rings_at = rings_at + interval if interval else math.inf
+        arm()
+        if must_ring:
+            ring(number, frame)
+
+    def ring(number: int, frame: Any) -> None:
+        if callable(alarm):
+            try:
+                alarm(number, frame)
+            except Exception as error:
+                interrupt(error)
+        elif alarm is not signal.SIG_IGN:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGALRM)
 
     def interrupt(error: Exception) -> None:
         _retire()
@@ -207,13 +254,15 @@ def _interruptible(seconds: float, too_long: Exception) -> Iterator[None]:
     soft_time_limit = signal.getsignal(SIG_SOFT_TIMEOUT)
     if callable(soft_time_limit):
         signal.signal(SIG_SOFT_TIMEOUT, on_soft_time_limit)
-    alarm = signal.signal(signal.SIGALRM, lambda *_: interrupt(too_long))
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    alarm = signal.signal(signal.SIGALRM, on_alarm)
+    arm()
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL if alarm is None else alarm)
+        if rings_at < math.inf:
+            signal.setitimer(signal.ITIMER_REAL, max(1e-6, rings_at - time.monotonic()), interval)
         if callable(soft_time_limit):
             signal.signal(SIG_SOFT_TIMEOUT, soft_time_limit)
         if interruption:

@@ -120,7 +120,7 @@ def check(path: str, unsafe: bool) -> None:
     click.echo(f"weights {sum(n for n, _ in numbers):,} numbers, {sum(n * size for n, size in numbers) / 1e6:.1f} MB")
     started = time.monotonic()
     try:
-        runner.predict(runner.sample(), models.BATCH_SIZE)
+        runner.predict(runner.sample(), None)
     except Exception as exc:  # whatever the model's own code raises is what the user wants to see
         raise click.ClickException(f"predict failed on one row of zeros: {type(exc).__name__}: {exc}") from exc
     click.echo(f"predict one row of zeros: ok, {time.monotonic() - started:.2f} s the first time")

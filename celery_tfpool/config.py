@@ -17,6 +17,8 @@ from .errors import SettingsError
 
 PREFIX = "tf_"
 ENVIRONMENT_VARIABLE = "CELERY_TF_MODEL_PATH"
+#: How close a key must be to one of ours, 0 to 1, to be taken for a slip.
+_CLOSE = 0.75
 #: The name of a model whose path is given alone, without a name.
 DEFAULT_MODEL = "default"
 
@@ -32,6 +34,7 @@ class ModelPath(NamedTuple):
     #: Instead of ``tf_max_batch_size``, and at most so many of ``tf_predictors``; None where nothing is said.
     max_batch_size: int | None = None
     predictors: int | None = None
+    #: Whether rows of different tasks share a call: True, False, or "auto", where that is known to be harmless.
     batch: bool | str = "auto"
 
 
@@ -94,8 +97,14 @@ def boolean(value: Any) -> bool:
     return value
 
 
+def batch_or_not(value: Any) -> bool | str:
+    if not isinstance(value, bool) and value != "auto":
+        raise ValueError('must be True, False or "auto"')
+    return value  # type: ignore[no-any-return]
+
+
 #: What a dict of per-model settings may hold beside its path.
-_OF_ONE_MODEL: dict[str, Check] = {"max_batch_size": at_least(1), "predictors": at_least(0), "batch": lambda v: v}
+_OF_ONE_MODEL: dict[str, Check] = {"max_batch_size": at_least(1), "predictors": at_least(0), "batch": batch_or_not}
 
 
 def model_paths(value: Any) -> tuple[ModelPath, ...]:
@@ -139,8 +148,9 @@ class Settings:
         (),
         model_paths,
         'The model: a `.keras` or `.h5` file, a SavedModel folder, or `"module:function"` returning a Keras '
-        "model; or a dict of name → one of these, or → a dict with a `path`, and `max_batch_size` or `predictors` of "
-        "its own. `--tf-model-path` on the worker's command line goes before "
+        "model; or a dict of name → one of these, or → a dict with a `path`, and `max_batch_size`, `predictors` or "
+        '`batch` of its own: whether rows of different tasks share a call in a predictor: `"auto"` where that is known '
+        "to be harmless, `True` always, `False` never. `--tf-model-path` on the worker's command line goes before "
         f"`{ENVIRONMENT_VARIABLE}` in the environment, and that before the app's configuration.",
     )
     model_load: str = setting(
@@ -211,10 +221,15 @@ class Settings:
     max_enqueued_batches: int = setting(
         10,
         at_least(1),
-        "Batches' worth of rows that may wait in a predictor; a request beyond that fails with `PredictorOverloaded`, "
-        "which tasks can `autoretry_for`.",
+        "Batches' worth of rows that may wait in a predictor, of a larger request, which takes turns with others, one; "
+        "a request beyond that fails with `PredictorOverloaded`, which tasks can `autoretry_for`.",
     )
-    max_request_bytes: int = setting(256 * 2**20, at_least(1, " of bytes"), "TODO")
+    max_request_bytes: int = setting(
+        256 * 2**20,
+        at_least(1, " of bytes"),
+        "The most bytes of one request's inputs to a predictor. A larger one is refused before it is sent, and by the "
+        "predictor before it is received.",
+    )
     response_timeout: float = setting(
         120.0,
         seconds,
@@ -247,10 +262,10 @@ def read(conf: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
 
 
 def unknown(keys: Iterable[str], namespace: str = "") -> list[str]:
-    """One problem for each of ``keys`` that looks like ours and is not.
+    """One problem for each of ``keys`` that is close to one of ours: others that begin with ``tf_`` are the user's own.
 
-    A key is ours when it starts with ``tf_``, or with the app's namespace
-    before that (``CELERY_TF_`` in Django's settings).
+    Ours begin with ``tf_``, or with the app's namespace before that
+    (``CELERY_TF_`` in Django's settings).
     """
     problems = []
     start = f"{namespace}_{PREFIX}".lower() if namespace else PREFIX
@@ -262,8 +277,9 @@ def unknown(keys: Iterable[str], namespace: str = "") -> list[str]:
         else:
             continue
         if name not in KEYS:
-            near = difflib.get_close_matches(name, KEYS, n=1)
-            problems.append(f"{key}: unknown" + (f" (did you mean {near[0]}?)" if near else ""))
+            near = difflib.get_close_matches(name[len(PREFIX) :], [f.name for f in fields(Settings)], 1, _CLOSE)
+            if near:
+                problems.append(f"{key}: unknown (did you mean {PREFIX}{near[0]}?)")
     return problems
 
 

@@ -16,8 +16,8 @@ class TFPoolError(Exception):
     def __str__(self) -> str:
         try:
             return self.template.format(*self.args)
-        except IndexError:  # rebuilt by somebody with other arguments
-            return super().__str__()
+        except Exception:  # rebuilt by somebody with other arguments, of whatever kind
+            return ", ".join(map(str, self.args))
 
 
 class SettingsError(TFPoolError):

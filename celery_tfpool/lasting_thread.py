@@ -24,17 +24,27 @@ class LastingThread:
     def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None]
         self._calls = queue.SimpleQueue()
+        self._lock, self._is_stopped = threading.Lock(), False
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Return what ``function`` returns there, or raise what it raises."""
+        """Return what ``function`` returns there, or raise what it raises.
+
+        Raises:
+            RuntimeError: the thread was stopped.
+        """
         future: Future[Any] = Future()
-        self._calls.put((future, function, args))
+        with self._lock:
+            if self._is_stopped:
+                raise RuntimeError("this thread was stopped and calls nothing any more")
+            self._calls.put((future, function, args))
         return future.result()
 
     def stop(self) -> None:
-        """End the thread after the calls that wait; there must be none later."""
-        self._calls.put(None)
+        """End the thread after the calls that wait."""
+        with self._lock:
+            self._is_stopped = True
+            self._calls.put(None)
 
     def _run(self) -> None:
         while call := self._calls.get():

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +26,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from . import sources
+from . import runtime, sources
 from .errors import ModelLoadError, TFPoolError, UnknownModelError
 from .loading import load
 from .pack_runner import PackRunner
@@ -35,9 +36,6 @@ from .sources import BadSource
 from .values import short
 
 logger = logging.getLogger(__name__)
-
-#: Rows of one compiled call when the caller does not say, as in Keras.
-BATCH_SIZE = 32
 
 #: Entered around each load with the model's name and path.
 AroundLoad = Callable[[str, str], AbstractContextManager[None]]
@@ -79,8 +77,10 @@ class Handle:
                 list for a model with one input; a list, tuple or dict of them
                 for several.  Numbers are cast to the input's dtype as Keras
                 does.  0 rows give 0 rows.
-            batch_size: rows per compiled call; 32 as in Keras.  With predictors
-                ``tf_max_batch_size`` decides instead.
+            batch_size: rows per compiled call; 32 as in Keras, and all for a
+                SavedModel, whose first dimension need not be that of rows.
+                With predictors ``tf_max_batch_size`` decides instead, where
+                rows of several requests share a call.
             verbose: accepted for Keras's sake; no progress bar is drawn.
             steps, callbacks: as in Keras; with either, and for a dataset,
                 generator or the like as ``x``, Keras itself predicts.
@@ -98,7 +98,7 @@ class Handle:
         """
         runner = self._lazy.who_predicts()
         if steps is None and callbacks is None and runner.takes(x):
-            return runner.predict(x, BATCH_SIZE if batch_size is None else batch_size)
+            return runner.predict(x, batch_size)
         verbose = 0 if verbose == "auto" else verbose
         return self._lazy.original().delegate(
             x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks
@@ -108,7 +108,7 @@ class Handle:
         return self._lazy.keras_model("__call__")(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # inspect, json and friends ask for these; they must not load a model
+        if name.startswith(("__", "_repr_", "_ipython_")):  # inspect, json, notebooks and friends ask for these
             raise AttributeError(name)
         model = self._lazy.keras_model(name)
         if name == "quantize":  # makes another function of the model, so Keras forgets its compiled one too
@@ -153,7 +153,7 @@ class Models:
                 name,
                 path,
                 safe_mode=safe_mode,
-                pack=packs.get(name),
+                pack=None if packs.get(name) == os.path.expanduser(path) else packs.get(name),
                 remote=remote.get(name),
                 around_load=around_load,
                 interrupts=interrupts,
@@ -240,7 +240,23 @@ class LazyModel:
         """The predictors that have the model, if there are any and it is not loaded here all the same; else `load`."""
         if self.remote is not None and self._runner is None:
             return self.remote
+        self._refuse_in_fork()
         return self.load()
+
+    def _refuse_in_fork(self) -> None:
+        """A runtime that was inherited by a fork would wait for ever.
+
+        Raises:
+            ModelLoadError: this process has one.
+        """
+        if (parent := runtime.inherited_from()) is not None:
+            raise ModelLoadError(
+                self.name,
+                self.path,
+                f"this process ({os.getpid()}) is a fork of {parent}, in which TensorFlow was in use already: predict "
+                "would wait for ever. Fork before the model is first used, start the helper with spawn, or set "
+                "tf_predictors, of which forks can ask, too",
+            )
 
     def load(self) -> Runner:
         """The model, from its pack if it has one; loads it unless somebody has already.
@@ -261,6 +277,7 @@ class LazyModel:
             ModelLoadError: as `load`.
         """
         with self._lock:
+            self._refuse_in_fork()
             if self._runner is None or (self.packed and self.pack):
                 return self._take(self._load)
             return self._runner
@@ -297,6 +314,11 @@ class LazyModel:
             raise
         except Exception as exc:  # anything at all may come out of the user's file or function
             reason = str(exc) if isinstance(exc, BadSource) else f"{type(exc).__name__}: {short(exc)}"
+            if "Could not locate class" in reason:
+                reason += (
+                    ". Import the module of the class where the app's tasks are, or name it in the app's `imports`: "
+                    "an import in the task comes too late for a process that has not run it"
+                )
             raise ModelLoadError(self.name, self.path, reason) from exc
 
     def _whole(self) -> Runner:

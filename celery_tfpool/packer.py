@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from celery.platforms import set_pdeathsig
 
-from . import pack, pack_cache, runtime, sources
+from . import daemonic, pack, pack_cache, runtime, sources
 from .loading import load
 from .pack_cache import CacheUnusable, PackCache
 from .pack_runner import PackRunner
@@ -85,7 +85,8 @@ def pack_in_process(
     receiver, sender = context.Pipe(duplex=False)
     make = functools.partial(find_or_make, name, path, cache, safe_mode=safe_mode, code=code)
     process = context.Process(target=_main, args=(sender, os.getpid(), make, timeout, import_app), daemon=True)
-    process.start()
+    with daemonic.allowed_to_start():
+        process.start()
     sender.close()
     try:
         while not wait([receiver], _TICK):

@@ -28,7 +28,7 @@ from typing import Any
 from . import casualties, errors
 from .arrays import CannotEncode, decode, encode
 from .errors import InvalidInputError, PredictionError, PredictionTimeout, PredictorUnavailable
-from .inputs import inputs_of_json
+from .inputs import Named, inputs_of_json
 from .load_board import LoadBoard
 from .messages import BadMessage, Message, Reader, message
 from .ports import describe
@@ -44,6 +44,8 @@ _GUILTY = (
 )
 #: Seconds to wait for worker main's word on how a predictor ended.
 _PATIENCE = 5.0
+#: And where it knows at once, if at all.
+_MOMENT = 0.5
 #: Errors that a predictor may answer with.
 _ERRORS = {cls.__name__: cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, Exception)}
 
@@ -267,17 +269,17 @@ class Client:
             ConnectionRefusedError,
             FileNotFoundError,
         ) as exc:  # its socket lives as long as worker main wants it to
-            end = self._how_it_ended(index, None)
+            end = self._how_it_ended(index, None, patience=_MOMENT)
             raise _Unreachable(end or f"the socket of predictor {index} is gone ({exc.strerror})") from None
         self._open.add(connection)
         return connection
 
-    def _how_it_ended(self, index: int, pid: int | None) -> str | None:
+    def _how_it_ended(self, index: int, pid: int | None, patience: float = _PATIENCE) -> str | None:
         """How the predictor ended, in worker main's words, which come once it has noticed; None when it has not."""
-        deadline, said = time.monotonic() + _PATIENCE, b""
+        deadline, said = time.monotonic() + patience, b""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as supervisor:
-                supervisor.settimeout(_PATIENCE)
+                supervisor.settimeout(patience)
                 supervisor.connect(coroner_path(self._folder))
                 supervisor.sendall(json.dumps([index, pid]).encode() + b"\n")
                 while not said.endswith(b"\n") and (part := supervisor.recv(1 << 16)):
@@ -333,8 +335,7 @@ class RemoteRunner:
             InvalidInputError: ``x`` or ``batch_size`` does not fit.
             TFPoolError: as `Client.predict`.
         """
-        if batch_size is not None:
-            check_batch_size(self.name, batch_size)
+        check_batch_size(self.name, batch_size)
         try:
             values = self._sendable(x)
         except Misfit as exc:
@@ -346,7 +347,8 @@ class RemoteRunner:
         if self._inputs is None:
             return _of_numpy(arrays(x)) if not isinstance(x, (list, tuple)) or x else x
         values = self._inputs.fit(x)
-        count_rows(values)
+        if not isinstance(self._inputs, Named):
+            count_rows(values)
         return list(map(_of_numpy, values))
 
 

@@ -63,6 +63,7 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._held: list[int] = []
+        self._must_unfreeze = False
 
     def on_start(self) -> None:
         try:
@@ -77,6 +78,7 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
         # What is there now stays for all children and predictors: the collector would write to the pages of each
         # object it looks at, and so copy them, in each of these processes.
         gc.collect()
+        self._must_unfreeze = gc.get_freeze_count() == 0  # else the program that embeds this worker has a say
         gc.freeze()
         memory.let_go_of_read_pages()
         self._start_predictors()
@@ -150,7 +152,8 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
 
     def _let_go(self) -> None:
         """Undo what was done to this process: a worker that is embedded in a program ends before it."""
-        gc.unfreeze()
+        if self._must_unfreeze:
+            gc.unfreeze()
         while self._held:
             os.close(self._held.pop())
 

@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 
 from .errors import InvalidInputError
-from .inputs import Inputs
+from .inputs import Inputs, Named
 from .ports import Port, describe
 from .values import Misfit, concatenate, dtype_of, is_plain, to_numpy
+
+#: Rows of one compiled call when the caller does not say, as in Keras.
+BATCH_SIZE = 32
 
 #: Gives the GraphDef of a traced function.
 GraphDefOf = Callable[[], Any]
@@ -55,6 +58,14 @@ class Compiled:
             return self(*values)
         starts = range(0, rows, batch_size)
         return concatenate([self(*(value[start : start + batch_size] for value in values)) for start in starts])
+
+    def whole(self, values: list[Any]) -> Any:
+        """The outputs for all of ``values`` at once, whatever their first dimension is."""
+        import keras
+
+        are_rows = all(symbol.shape.rank and symbol.shape[0] is None for symbol in keras.tree.flatten(self.outputs))
+        is_empty = all(value.shape and value.shape[0] == 0 for value in values)
+        return self.of_no_rows(values) if are_rows and is_empty else self(*values)
 
     def of_no_rows(self, values: list[Any]) -> Any:
         """The outputs for 0 rows, which some of TensorFlow's kernels refuse or get wrong: none of them is asked."""
@@ -142,8 +153,16 @@ class Runner(ABC):
         """One row of zeros (or empty strings) for each input."""
         return self._inputs.sample()
 
-    def predict(self, x: Any, batch_size: int) -> Any:
+    @property
+    def has_rows(self) -> bool:
+        """Whether the first dimension is known to be that of rows; a signature does not tell."""
+        return not isinstance(self._inputs, Named)
+
+    def predict(self, x: Any, batch_size: int | None) -> Any:
         """NumPy arrays in the structure of the model's outputs.
+
+        Args:
+            batch_size: rows of one call; None: as many as in Keras, or all where nobody knows what is a row.
 
         Raises:
             InvalidInputError: ``x`` or ``batch_size`` does not fit.
@@ -151,8 +170,10 @@ class Runner(ABC):
         check_batch_size(self.name, batch_size)
         with self.refusal():
             call, values = self.prepare(x)
+            if batch_size is None and not self.has_rows:
+                return call.whole(values)
             rows = count_rows(values)
-        return call.in_batches(values, rows, batch_size)
+        return call.in_batches(values, rows, BATCH_SIZE if batch_size is None else int(batch_size))
 
     @contextlib.contextmanager
     def refusal(self) -> Iterator[None]:
@@ -167,7 +188,7 @@ class Runner(ABC):
 
 
 def check_batch_size(name: str, batch_size: Any) -> None:
-    if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+    if batch_size is not None and (not isinstance(batch_size, (int, np.integer)) or batch_size < 1):
         raise InvalidInputError(name, "a whole number of at least 1 as batch_size", repr(batch_size))
 
 

@@ -20,6 +20,7 @@ import linecache
 import os
 import sys
 import sysconfig
+import threading
 import traceback
 from collections.abc import Iterable
 from types import ModuleType
@@ -87,10 +88,12 @@ def judge(
 
 
 def _native_threads() -> list[str]:
-    """Names of this process's native threads (Linux; elsewhere none)."""
-    names = []
+    """Names of this process's native threads that are not Python's (Linux; elsewhere none)."""
+    names, of_python = [], {str(thread.native_id) for thread in threading.enumerate()}
     try:
         for thread in os.listdir("/proc/self/task"):
+            if thread in of_python:
+                continue
             with open(f"/proc/self/task/{thread}/comm") as file:
                 names.append(file.read().strip())
     except OSError:  # a thread ended meanwhile, or there is no /proc
@@ -104,6 +107,27 @@ def preimport() -> list[str]:
     importlib.import_module("tensorflow")
     importlib.import_module("keras")
     return _native_threads()[len(before) :]
+
+
+# -- forks of a process in which it is initialised ---------------------------------
+
+#: The process of which this one is a fork that has inherited a runtime, which does not work here.
+_inherited_from: int | None = None
+
+
+def inherited_from() -> int | None:
+    """The parent whose runtime this process, a fork of it, has inherited; None where there is none."""
+    return _inherited_from
+
+
+def _note_fork() -> None:
+    global _inherited_from
+    context = getattr(sys.modules.get(_CONTEXT), "_context", None)
+    if _inherited_from or _initialised_at or getattr(context, "_context_handle", None) is not None:
+        _inherited_from = os.getppid()
+
+
+os.register_at_fork(after_in_child=_note_fork)
 
 
 # -- who did it? ---------------------------------------------------------------
@@ -236,6 +260,12 @@ def threads_per_session() -> None:
     Without effect where TensorFlow is initialised already.
     """
     os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"
+
+
+def threads_of_environment(name: str) -> int:
+    """How many threads TensorFlow's own variable ``name`` asks for; 0 where it says nothing."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else 0
 
 
 # -- versions ------------------------------------------------------------------

@@ -23,12 +23,10 @@ from . import freezing, row_check
 from .arrays import CannotEncode
 from .batching import Part
 from .free_runner import FreeRunner
-from .inputs import Named
-from .models import BATCH_SIZE
 from .pack_runner import PackRunner
 from .ports import Port
 from .row_check import Reason
-from .runner import CannotPack, Compiled, Runner, count_rows
+from .runner import BATCH_SIZE, CannotPack, Compiled, Runner, count_rows
 from .values import concatenate, short
 
 logger = logging.getLogger(__name__)
@@ -376,11 +374,13 @@ class ServedModel:
     def _call_of(
         self, compiled: Compiled, values: list[Any], batch_size: int | None, reason: Reason | None, alone: bool
     ) -> Call:
-        rows = count_rows(values)
-        # The first dimension of a SavedModel need not be that of rows.
-        is_cut = not isinstance(self.runner._inputs, Named) or batch_size is not None
+        is_cut = self.runner.has_rows or batch_size is not None
         if is_cut and batch_size is None:
             batch_size = BATCH_SIZE
+        if is_cut or reason is None:
+            rows = count_rows(values)
+        else:  # of what, nobody knows
+            rows = max((int(value.shape[0]) for value in values if value.shape), default=1)
         key = None
         if reason is None and not alone and rows and (is_cut or rows <= self.max_size):
             key = self.name, id(compiled), tuple((value.dtype, value.shape[1:]) for value in values)
@@ -443,9 +443,11 @@ def _whole(call: Call) -> Any:
     Raises:
         Abandoned: nobody waits for them any more.
     """
+    if call.batch_size is None:
+        return call.compiled.whole(call.values)
     if call.rows == 0:
         return call.compiled.of_no_rows(call.values)
-    size = call.batch_size or call.rows
+    size = call.batch_size
     pieces = []
     for start in range(0, call.rows, size):
         if not call.is_wanted():

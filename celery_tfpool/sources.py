@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import re
+import stat
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -43,24 +44,58 @@ def kind_of(path: str) -> Kind:
     if "://" in path:
         return Kind.REMOTE
     local = os.path.expanduser(path)
-    if not os.path.exists(local) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", path):
-        return Kind.FUNCTION
-    if os.path.isdir(local):
-        names = set(os.listdir(local))
-        if names & {"saved_model.pb", "saved_model.pbtxt"}:
-            return Kind.SAVED_MODEL
-        if "config.json" in names:  # Keras's format, unzipped
-            return Kind.KERAS
-        if "pack.json" in names:
-            return Kind.PACK
-        raise BadSource("the folder is no model: it holds no saved_model.pb, Keras config.json or pack.json")
-    if not os.path.exists(local):
-        raise BadSource(f"no such file or folder (looked in {os.getcwd()})")
+    try:
+        is_folder: bool | None = stat.S_ISDIR(os.stat(local).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        is_folder = None
+    except (OSError, ValueError) as exc:
+        raise BadSource(_unreadable(exc)) from exc
+    if is_folder is None:
+        if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", path):
+            return Kind.FUNCTION
+        raise BadSource(f"no such file or folder{_looked_in(local)}")
+    if is_folder:
+        return _kind_of_folder(local)
     if local.endswith(".keras"):
         return Kind.KERAS
     if local.endswith((".h5", ".hdf5")):
         return Kind.H5
     raise BadSource("unknown format: expected a .keras or .h5 file, a SavedModel folder, or 'module:function'")
+
+
+def _kind_of_folder(folder: str) -> Kind:
+    try:
+        names = set(os.listdir(folder))
+    except OSError as exc:
+        raise BadSource(_unreadable(exc)) from exc
+    if names & {"saved_model.pb", "saved_model.pbtxt"}:
+        return Kind.SAVED_MODEL
+    if "config.json" in names:  # Keras's format, unzipped
+        return Kind.KERAS
+    if "pack.json" in names:
+        return Kind.PACK
+    raise BadSource("the folder is no model: it holds no saved_model.pb, Keras config.json or pack.json")
+
+
+def _looked_in(path: str) -> str:
+    if os.path.isabs(path):
+        return ""
+    try:
+        return f" (looked in {os.getcwd()})"
+    except OSError:
+        return ": the working directory has been removed; give the whole path"
+
+
+def _unreadable(exc: Exception) -> str:
+    """Why a file or folder that is there cannot be read."""
+    if isinstance(exc, PermissionError):
+        return f"it may not be read by user {os.geteuid()} ({exc.strerror}); change its owner or mode"
+    if isinstance(exc, BlockingIOError) or "unable to lock file" in str(exc):
+        return (
+            f"it is locked by a process that writes it ({exc}); wait for that, or, on a file system without locks, "
+            "set HDF5_USE_FILE_LOCKING=FALSE"
+        )
+    return f"it is damaged or truncated ({exc}); save or copy the model again"
 
 
 def check(path: str, *, safe_mode: bool) -> Kind:
@@ -99,22 +134,24 @@ def _check_function(path: str) -> None:
         raise BadSource(f"there is no file of this name, and no module {module_name!r} on the Python path")
 
 
+#: Bytes of a model's configuration that are read; those of the largest networks are a few millions.
+_MOST_CONFIG = 2**28
+
+
 def _keras_config(path: str) -> Any:
     try:
         if os.path.isdir(path):
-            with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
-                return json.load(file)
-        with zipfile.ZipFile(path) as archive:
-            names = set(archive.namelist())
-            if "config.json" not in names:
+            with open(os.path.join(path, "config.json"), "rb") as file:
+                return _parsed(file.read(_MOST_CONFIG + 1))
+        with open(path, "rb") as whole, zipfile.ZipFile(whole) as archive:
+            if "config.json" not in archive.namelist():
                 raise BadSource("the file is no Keras model: it holds no config.json")
-            return json.loads(archive.read("config.json"))
-    except zipfile.BadZipFile as exc:
-        raise BadSource(f"the file is damaged or truncated ({exc}); save or copy the model again") from exc
-    except (OSError, ValueError) as exc:
-        if isinstance(exc, BadSource):
-            raise
-        raise BadSource(f"its configuration cannot be read ({exc}); save or copy the model again") from exc
+            with archive.open("config.json") as member:
+                return _parsed(member.read(_MOST_CONFIG + 1))
+    except BadSource:
+        raise
+    except Exception as exc:  # of a damaged archive there are many kinds
+        raise BadSource(_unreadable(exc)) from exc
 
 
 def _h5_config(path: str) -> Any:
@@ -123,13 +160,33 @@ def _h5_config(path: str) -> Any:
     except ImportError:  # comes with Keras; whoever lacks it learns so when loading
         return None
     try:
+        with open(path, "rb"):  # whose words are clearer
+            pass
         with h5py.File(path, "r") as file:
             config = file.attrs.get("model_config")
-    except OSError as exc:
-        raise BadSource(f"the file is damaged or truncated ({exc}); save or copy the model again") from exc
+    except Exception as exc:
+        raise BadSource(_unreadable(exc)) from exc
     if config is None:
         raise BadSource("the file holds weights only; save the whole model with model.save()")
-    return json.loads(config)
+    return _parsed(config)
+
+
+def _parsed(config: str | bytes) -> Any:
+    """The JSON of a model's configuration.
+
+    Raises:
+        BadSource: it is none.
+    """
+    if len(config) > _MOST_CONFIG:
+        raise BadSource(f"its configuration has more than {_MOST_CONFIG:,} bytes, which no model needs")
+    try:
+        parsed = json.loads(config)
+    except (ValueError, TypeError, RecursionError) as exc:
+        reason = "nested too deeply" if isinstance(exc, RecursionError) else str(exc)[:200]
+        raise BadSource(f"its configuration cannot be read ({reason}); save or copy the model again") from exc
+    if not isinstance(parsed, dict):
+        raise BadSource("its configuration is not that of a model; save or copy the model again")
+    return parsed
 
 
 def has_custom_code(path: str, kind: Kind) -> bool:
@@ -151,8 +208,11 @@ def is_compiled(path: str) -> bool:
     if kind is Kind.H5:
         import h5py
 
-        with h5py.File(local, "r") as file:
-            return "training_config" in file.attrs
+        try:
+            with h5py.File(local, "r") as file:
+                return "training_config" in file.attrs
+        except OSError as exc:
+            raise BadSource(_unreadable(exc)) from exc
     return kind is Kind.REMOTE  # for all that can be seen from here
 
 
@@ -175,9 +235,12 @@ def _is_code(part: dict[str, Any]) -> bool:
 
 
 def _dicts(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for part in value:
-            yield from _dicts(part)
+    """All dicts in ``value``, however deep."""
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            yield part
+            left += part.values()
+        elif isinstance(part, list):
+            left += part

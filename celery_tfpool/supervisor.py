@@ -12,10 +12,8 @@ inherit nothing of worker main.
 
 Knows nothing of Celery: what stops the worker is given.
 
-Private names used, because there is no public way: of `multiprocessing`
-``_config`` of a process, whose daemons may not start processes, though those of
-billiard, which Celery's are, may; and ``_forkserver`` with its attributes, which
-a fork inherits and cannot use.
+Private names used, because there is no public way: ``_forkserver`` of
+`multiprocessing` and its attributes, which a fork inherits and cannot use.
 """
 
 from __future__ import annotations
@@ -32,12 +30,12 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from typing import Any
 
-from . import load_board, predictor, sockets_folder
+from . import daemonic, load_board, predictor, sockets_folder
 from .config import ModelPath
 from .errors import TFPoolError
 from .load_board import LoadBoard
@@ -318,7 +316,7 @@ class Supervisor:
             process = self._context.Process(
                 target=self._program, args=(job, one.listener, sender), name=f"Predictor-{one.index}", daemon=True
             )
-            with _allowed_to_start():
+            with daemonic.allowed_to_start():
                 _forget_forkserver_of_parent()
                 process.start()
             if self._stopping.is_set():  # nobody else knows of it
@@ -469,18 +467,6 @@ async def _in_thread(function: Callable[..., Any], *args: Any) -> Any:
 
     threading.Thread(target=run, name="starter of predictors", daemon=True).start()
     return await future
-
-
-@contextlib.contextmanager
-def _allowed_to_start() -> Iterator[None]:
-    """Let a daemonic process start one: this worker stops its predictors itself, also at its end."""
-    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
-    daemon = config.pop("daemon", None)
-    try:
-        yield
-    finally:
-        if daemon is not None:
-            config["daemon"] = daemon
 
 
 def _forget_forkserver_of_parent() -> None:

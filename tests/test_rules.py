@@ -7,14 +7,21 @@ import pickle
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from string import Formatter
+from typing import Any
 
 import pytest
+from celery import Celery
 
-from celery_tfpool import errors, runtime
+import celery_tfpool.supervisor
+from celery_tfpool import bootstep, errors, runtime
 from celery_tfpool.bootstep import plan
 from celery_tfpool.config import Settings
 from celery_tfpool.fork_guard import fork_decision
+from celery_tfpool.lasting_thread import LastingThread
 from celery_tfpool.watching import GRACE, ChildState, CrashLoop
 
 
@@ -113,22 +120,91 @@ def test_blame_names_the_users_line(tmp_path: Path) -> None:
     assert "an unknown line" == runtime.blame([])
 
 
-ERRORS = [
-    errors.SettingsError("  tf_safe_mode: must be True or False, got 1"),
-    errors.ForkGuardError("tasks.py:1", "why"),
-    errors.UnknownModelError("a", "b, c"),
-    errors.ModelLoadError("a", "/a.keras", "damaged"),
-    errors.InvalidInputError("a", "float32", "string"),
-]
+def every(cls: type[errors.TFPoolError]) -> Iterator[type[errors.TFPoolError]]:
+    for sub in cls.__subclasses__():
+        yield from (sub, *every(sub))
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
-def test_errors_survive_pickle_and_json(error: errors.TFPoolError) -> None:
-    """Celery rebuilds an exception as cls(*args)."""
-    assert str(error) == str(pickle.loads(pickle.dumps(error)))
-    assert str(error) == str(type(error)(*json.loads(json.dumps(error.args))))
-    assert error.args[0] in str(error)
-    assert isinstance(type(error)("rebuilt by somebody else").__str__(), str)
+assert celery_tfpool.supervisor.CannotStart  # whose error is among them
+ERRORS = sorted(every(errors.TFPoolError), key=lambda cls: cls.__name__)
+#: As many arguments as each error has, with a number where one is formatted.
+ARGUMENTS = {"PredictionTimeout": ("m", 120.0, "expires"), "PredictorOverloaded": ("m", 7, 10)}
+
+
+def arguments(cls: type[errors.TFPoolError]) -> tuple[Any, ...]:
+    places = 1 + max(int(place[0]) for _, place, *_ in Formatter().parse(cls.template) if place)
+    return ARGUMENTS.get(cls.__name__, tuple(f"argument {number}" for number in range(places)))
+
+
+@pytest.mark.parametrize("cls", ERRORS, ids=lambda cls: cls.__name__)
+def test_errors_survive_pickle_and_json(cls: type[errors.TFPoolError]) -> None:
+    """Celery rebuilds an exception as cls(*args); every fact is in the text."""
+    error = cls(*arguments(cls))
+    for rebuilt in (
+        pickle.loads(pickle.dumps(error)),
+        cls(*json.loads(json.dumps(error.args))),
+        backend().exception_to_python(json.loads(json.dumps(backend().prepare_exception(error, "json")))),
+    ):
+        assert type(rebuilt) is cls
+        assert str(error) == str(rebuilt)
+        assert error.args == tuple(rebuilt.args)
+    for argument in error.args:
+        assert f"{argument:g}" if isinstance(argument, float) else str(argument) in str(error)
+
+
+def backend() -> Any:
+    app = Celery(set_as_current=False)
+    app.conf.result_backend = "cache+memory://"
+    return app.backend
+
+
+@pytest.mark.parametrize("cls", [errors.TFPoolError, *ERRORS], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    "args", [(), (None,), ("a",), ("a", "b", "c"), (1, 2, 3, 4, 5), ("m", "120", object()), ([], {})]
+)
+def test_every_error_has_a_text(cls: type[errors.TFPoolError], args: tuple[Any, ...]) -> None:
+    """Whatever somebody else has rebuilt it of."""
+    assert isinstance(str(cls(*args)), str)
+    assert args == cls(*args).args
+
+
+def test_a_thread_that_was_stopped() -> None:
+    """Says so to who calls it after that, and does not let him wait."""
+    thread = LastingThread("test")
+    assert 7 == thread.call(lambda: 7)
+    thread.stop()
+    with pytest.raises(RuntimeError, match="was stopped"):
+        thread.call(lambda: 7)
+
+
+def test_threads_of_python_are_not_tensorflows() -> None:
+    """Python 3.14 gives them their names."""
+    code = (
+        "import ctypes, sys, threading, types; from celery_tfpool import runtime\n"
+        "sys.modules['tensorflow'] = types.ModuleType('tensorflow')\n"
+        "def run(): ctypes.CDLL(None).prctl(15, b'tf_io'); print(repr(runtime.evidence()))\n"
+        "t = threading.Thread(target=run); t.start(); t.join()"
+    )
+    assert "''\n" == subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("environ", "settings", "expected"),
+    [
+        ({}, Settings(), (4, 4)),
+        ({"TF_NUM_INTRAOP_THREADS": "3", "TF_NUM_INTEROP_THREADS": "1"}, Settings(), (3, 1)),
+        ({"TF_NUM_INTRAOP_THREADS": "3"}, Settings(intra_op_parallelism=2), (2, 4)),
+        ({"TF_NUM_INTRAOP_THREADS": "many"}, Settings(), (4, 4)),
+    ],
+)
+def test_threads_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], settings: Settings, expected: tuple[int, int]
+) -> None:
+    """What the operator has told TensorFlow counts, and what he has told us before that; for predictors, too."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert expected == bootstep.threads(settings, cores=8, processes=2)
+    assert expected == bootstep.predictor_threads(replace(settings, predictors=2), cores=8)
 
 
 @pytest.mark.parametrize("module", ["celery_tfpool", "celery_tfpool.cli", "celery_tfpool.bootstep"])

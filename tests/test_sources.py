@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 
 from celery_tfpool import sources
@@ -65,14 +70,14 @@ def test_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "half.h5").write_bytes(whole_h5.read_bytes()[:2000])
     h5_file(tmp_path / "weights.h5", None)
     for path, message in {
-        "missing.keras": "no such file or folder (looked in ",
+        "missing.keras": "no such file or folder",
         "folder": "the folder is no model: it holds no saved_model.pb, Keras config.json or pack.json",
         "notes.txt": "unknown format: expected a .keras or .h5 file",
-        "text.keras": "the file is damaged or truncated",
-        "half.keras": "the file is damaged or truncated",
+        "text.keras": "it is damaged or truncated",
+        "half.keras": "it is damaged or truncated",
         "other.keras": "the file is no Keras model: it holds no config.json",
-        "text.h5": "the file is damaged or truncated",
-        "half.h5": "the file is damaged or truncated",
+        "text.h5": "it is damaged or truncated",
+        "half.h5": "it is damaged or truncated",
         "weights.h5": "the file holds weights only",
     }.items():
         with pytest.raises(BadSource) as caught:
@@ -108,3 +113,112 @@ def test_code_in_a_model(tmp_path: Path) -> None:
         with pytest.raises(BadSource, match="tf_safe_mode"):
             sources.check(path, safe_mode=True)
         assert sources.check(path, safe_mode=False)
+
+
+def raw_h5(path: Path, config: Any) -> str:
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = config
+    return str(path)
+
+
+def zipped(path: Path, config: bytes) -> str:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", config)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (b'{"class_name": ', "its configuration cannot be read (Expecting value"),
+        (b"\xff\xfe{}", "its configuration cannot be read ("),
+        (b"[1, 2]", "its configuration is not that of a model"),
+        (b"null", "its configuration is not that of a model"),
+        (b"[" * 100_000 + b"]" * 100_000, "its configuration cannot be read (nested too deeply)"),
+    ],
+)
+def test_damaged_configuration(tmp_path: Path, config: bytes, message: str) -> None:
+    """Of each format: says so, and what to do."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_bytes(config)
+    paths = [zipped(tmp_path / "a.keras", config), str(tmp_path / "folder")]
+    if len(config) < 60_000:  # as much as an attribute holds
+        paths.append(raw_h5(tmp_path / "a.h5", np.void(config)))
+    for path in paths[:2]:
+        with pytest.raises(BadSource) as caught:
+            sources.check(path, safe_mode=True)
+        assert message in str(caught.value), path
+    for path in paths[2:]:
+        with pytest.raises(BadSource):
+            sources.check(path, safe_mode=True)
+
+
+def test_configuration_that_grows_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_MOST_CONFIG", 1000)
+    with pytest.raises(BadSource, match="more than 1,000 bytes, which no model needs"):
+        sources.check(zipped(tmp_path / "a.keras", b" " * 10_000_000), safe_mode=True)
+
+
+def test_deep_configuration(tmp_path: Path) -> None:
+    """As deep as JSON can be read."""
+    deep: Any = {"class_name": "__lambda__"}
+    for _ in range(300):
+        deep = {"config": [deep]}
+    with pytest.raises(BadSource, match="tf_safe_mode"):
+        sources.check(keras_file(tmp_path / "a.keras", deep), safe_mode=True)
+
+
+def test_unreadable(tmp_path: Path) -> None:
+    """Files and folders that another user has closed: says that, and not that they are damaged."""
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"")
+    paths = [keras_file(tmp_path / "a.keras", {}), h5_file(tmp_path / "a.h5", {}), str(tmp_path / "saved")]
+    for path in paths:
+        os.chmod(path, 0)
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents[:3]:
+        parent.chmod(0o755)
+    program = (
+        "import os, sys; sys.path[:0] = eval(sys.argv[1]); from celery_tfpool import sources; os.seteuid(65534)\n"
+        "for path in sys.argv[2:]:\n"
+        "    try: sources.check(path, safe_mode=True)\n"
+        "    except sources.BadSource as exc: print(exc)"
+    )
+    command = [sys.executable, "-c", program, repr(sys.path), *paths]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    if os.geteuid() != 0:  # nobody else may become another user
+        pytest.skip("only root may")
+    assert ["it may not be read by user 65534 (Permission denied); change its owner or mode"] * 3 == (
+        done.stdout.splitlines()
+    )
+
+
+def test_locked(tmp_path: Path) -> None:
+    path = h5_file(tmp_path / "a.h5", {})
+    program = "import h5py, sys; f = h5py.File(sys.argv[1], 'a'); print('open', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert "open\n" == writer.stdout.readline()
+        with pytest.raises(BadSource, match="it is locked by a process that writes it"):
+            sources.check(path, safe_mode=True)
+        writer.communicate()
+    assert Kind.H5 is sources.check(path, safe_mode=True)
+
+
+def test_removed_working_directory(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from celery_tfpool import sources\n"
+        "os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')\n"
+        "try: sources.check('a.keras', safe_mode=True)\n"
+        "except sources.BadSource as exc: print(exc)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "the working directory has been removed; give the whole path" in done.stdout

@@ -267,6 +267,32 @@ def double_rows(values):
 
 
 @app.task
+def predict_in_a_fork():
+    """What a helper says that the task forks, as billiard does."""
+    import billiard
+
+    def say(pipe):
+        try:
+            pipe.send(str(predict(1)))
+        except Exception as exc:
+            pipe.send(f"{type(exc).__name__}: {exc}")
+
+    receiver, sender = billiard.Pipe(False)
+    helper = billiard.get_context("fork").Process(target=say, args=(sender,))
+    helper.start()
+    said = receiver.recv() if receiver.poll(30) else "nothing"
+    helper.terminate()
+    helper.join()
+    return said
+
+
+@app.task
+def change_folder(folder):
+    os.chdir(folder)
+    return os.getcwd()
+
+
+@app.task
 def has_runtime_after_predicting(model=None):
     from celery_tfpool import runtime
 
