@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ from celery import bootsteps
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 
-from . import config, pack_cache, packer, runtime, sources
+from . import config, fingerprint, pack, pack_cache, packer, runtime, sources
 from .child import Plan
 from .config import ModelPath, Settings
 from .errors import SettingsError
+from .fingerprint import Content
 from .pack_cache import CacheUnusable, PackCache
 from .packer import Packing
 from .prefork import TFPrefork
@@ -62,6 +65,7 @@ class Models(bootsteps.StartStopStep):  # type: ignore[misc]
             w.pool.packings = pack_models(w.pool, w.app)
             packs = tuple((done.name, done.folder) for done in w.pool.packings if done.folder)
             w.pool.plan = replace(w.pool.plan, packs=packs)
+        w.pool.plan = replace(w.pool.plan, contents=contents(settings, w.pool.packings))
         if hasattr(w, "extra_info"):  # the banner of `celery worker`, which has no public way to add to
             original = w.extra_info
             w.extra_info = lambda: (original() or "") + banner(w.pool)
@@ -82,11 +86,23 @@ def check_models(settings: Settings) -> None:
         problems.append(f"  tf_model_path: {why}")
     for name, path, *_ in settings.model_path:
         try:
-            sources.check(path, safe_mode=settings.safe_mode)
-        except sources.BadSource as exc:
+            if sources.check(path, safe_mode=settings.safe_mode) is Kind.PACK:
+                check_pack(os.path.expanduser(path))
+        except (sources.BadSource, pack.DamagedPack) as exc:
             problems.append(f"  tf_model_path: model {name!r} at {path!r}: {exc}")
     if problems:
         raise SettingsError("\n".join(problems))
+
+
+def check_pack(folder: str) -> None:
+    """See whether the user's own pack may be used here.
+
+    Raises:
+        BadSource: other versions have made it.
+        DamagedPack: it has no manifest that can be read.
+    """
+    if why := pack.made_elsewhere(pack.read_manifest(folder)):
+        raise sources.BadSource(why)
 
 
 def absolute(model: ModelPath) -> ModelPath:
@@ -135,12 +151,23 @@ def pack_models(pool: TFPrefork, app: Any) -> list[Packing]:
             packing = held(packing, pool)
         done.append(packing)
         if packing.folder:
-            logger.info("model %r: packed in %s (%.1f s)", name, packing.folder, packing.seconds)
+            remark = f"; {packing.remark}" if packing.remark else ""
+            logger.info("model %r: packed in %s (%.1f s)%s", name, packing.folder, packing.seconds, remark)
         else:
             level = logging.WARNING if packing.is_problem else logging.INFO
             consequence = "so each child loads a copy of its own"
             logger.log(level, "model %r from %r is not shared: %s; %s", name, path, packing.reason, consequence)
     return done
+
+
+def contents(settings: Settings, packings: Sequence[Packing]) -> tuple[tuple[str, Content], ...]:
+    """What the files of each model hold that has files on this machine: what is loaded later must be the same."""
+    found = {done.name: done.content for done in packings if done.content}
+    for name, path, *_ in settings.model_path:
+        if name not in found and sources.kind_of(path) not in (Kind.FUNCTION, Kind.REMOTE):
+            with contextlib.suppress(OSError):  # whoever loads it says what is wrong
+                found[name] = fingerprint.content(path)
+    return tuple(found.items())
 
 
 def held(packing: Packing, pool: TFPrefork) -> Packing:
@@ -151,7 +178,7 @@ def held(packing: Packing, pool: TFPrefork) -> Packing:
         reason = "its pack was removed as soon as it was made"
     except CacheUnusable as exc:
         reason = str(exc)
-    return Packing(packing.name, reason=reason, is_problem=True)
+    return Packing(packing.name, reason=reason, is_problem=True, content=packing.content)
 
 
 def import_app(app: Any) -> None:

@@ -28,6 +28,7 @@ from celery import _state, current_app
 from . import config, deadlines, runtime
 from .config import Settings
 from .errors import ModelLoadError
+from .fingerprint import Content
 from .models import Handle, LazyModel, Models
 from .predictor_client import Client, Predictors, RemoteRunner
 
@@ -43,6 +44,8 @@ class Plan:
     inter_op: int = 1
     #: Name of a model → folder of its pack, for those that have one.
     packs: tuple[tuple[str, str], ...] = ()
+    #: Name of a model → what its files held when the worker started.
+    contents: tuple[tuple[str, Content], ...] = ()
     #: Who predicts for the children, if anybody does.
     predictors: Predictors | None = None
     #: Seconds until a child must be ready, and a model loaded.
@@ -99,6 +102,7 @@ def _models_of_this_process() -> Models:
                 settings.model_path,
                 safe_mode=settings.safe_mode,
                 packs=dict(_plan.packs) if _plan else {},
+                contents=dict(_plan.contents) if _plan else {},
                 remote=_remote_models(_plan.predictors) if _plan and _plan.predictors else {},
                 around_load=_around_load,
                 interrupts=(SoftTimeLimitExceeded,),

@@ -140,7 +140,7 @@ def pack(path: str, output: str, unsafe: bool) -> None:
         raise click.ClickException(f"{output} is there already; give a folder that is empty or does not exist")
     try:
         with cwd_in_path(), made_aside(target) as folder:
-            packer.write_checked(models.LazyModel("model", path, safe_mode=not unsafe).load(), str(folder))
+            remark = packer.write_checked(models.LazyModel("model", path, safe_mode=not unsafe).load(), str(folder))
     except CannotPack as exc:
         reason = f"cannot be packed: {exc}"
     except OSError as exc:
@@ -150,7 +150,10 @@ def pack(path: str, output: str, unsafe: bool) -> None:
     except Exception as exc:  # whatever TensorFlow says of the user's model
         reason = f"cannot be packed: {type(exc).__name__}: {short(exc)}"
     else:
-        click.echo(f"{output}: {pack_files.read_manifest(output).bytes / 1e6:.1f} MB, made of {path}")
+        click.echo(
+            f"{output}: {pack_files.read_manifest(output).bytes / 1e6:.1f} MB, made of {path}"
+            + (f"; {remark}" if remark else "")
+        )
         return
     raise click.ClickException(f"{path}: {reason}")
 

@@ -10,7 +10,7 @@ import importlib
 import os
 from typing import Any
 
-from . import free_runner, runtime, sources
+from . import free_runner, pack, runtime, sources
 from .free_runner import FreeRunner
 from .keras_runner import KerasRunner
 from .pack_runner import PackRunner
@@ -33,7 +33,10 @@ def load(name: str, path: str, *, safe_mode: bool, compiled: bool = False) -> Ru
         raise sources.BadSource(why)
     kind = sources.check(path, safe_mode=safe_mode)
     if kind is Kind.PACK:
-        return PackRunner(name, os.path.expanduser(path))
+        folder = os.path.expanduser(path)
+        if why := pack.made_elsewhere(pack.read_manifest(folder)):
+            raise sources.BadSource(why)
+        return PackRunner(name, folder)
     if kind is Kind.SAVED_MODEL:
         return SignatureRunner(name, os.path.expanduser(path))
     _check_backend()

@@ -26,8 +26,9 @@ from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from . import runtime, sources
+from . import fingerprint, runtime, sources
 from .errors import ModelLoadError, TFPoolError, UnknownModelError
+from .fingerprint import Content
 from .loading import load
 from .pack_runner import PackRunner
 from .predictor_client import RemoteRunner
@@ -144,6 +145,7 @@ class Models:
         *,
         safe_mode: bool,
         packs: Mapping[str, str] = MappingProxyType({}),
+        contents: Mapping[str, Content] = MappingProxyType({}),
         remote: Mapping[str, RemoteRunner] = MappingProxyType({}),
         around_load: AroundLoad = load_plainly,
         interrupts: tuple[type[BaseException], ...] = (),
@@ -154,6 +156,7 @@ class Models:
                 path,
                 safe_mode=safe_mode,
                 pack=None if packs.get(name) == os.path.expanduser(path) else packs.get(name),
+                content=contents.get(name),
                 remote=remote.get(name),
                 around_load=around_load,
                 interrupts=interrupts,
@@ -213,6 +216,8 @@ class LazyModel:
     safe_mode: bool
     #: The folder of its pack, if it has one.
     pack: str | None = None
+    #: What its files must hold; None: whatever they do.
+    content: Content | None = None
     #: Predictors that have it; then nothing is loaded here until something is asked that only Keras has.
     remote: RemoteRunner | None = None
     around_load: AroundLoad = load_plainly
@@ -309,7 +314,7 @@ class LazyModel:
     def _load(self) -> Runner:
         passed_on: tuple[type[BaseException], ...] = (TFPoolError, *self.interrupts)
         try:
-            return load(self.name, self.path, safe_mode=self.safe_mode)
+            return self._load_unchanged()
         except passed_on:
             raise
         except Exception as exc:  # anything at all may come out of the user's file or function
@@ -320,6 +325,28 @@ class LazyModel:
                     "an import in the task comes too late for a process that has not run it"
                 )
             raise ModelLoadError(self.name, self.path, reason) from exc
+
+    def _load_unchanged(self, *, compiled: bool = False) -> Runner:
+        """`load`, of the files that were there when the worker started."""
+        self._refuse_change()
+        runner = load(self.name, self.path, safe_mode=self.safe_mode, compiled=compiled)
+        self._refuse_change()
+        return runner
+
+    def _refuse_change(self) -> None:
+        """Processes of one worker must not answer with different versions of a model.
+
+        Raises:
+            BadSource: its files have changed.
+        """
+        if self.content is None or not os.path.exists(self.path):
+            return
+        if (present := fingerprint.has_changed(self.path, self.content)) is not None:
+            raise BadSource(
+                f"its files have changed since the worker started (fingerprint {present.short}, at the start "
+                f"{self.content.short}), and other processes of this worker have the old ones. Restart the worker to "
+                "use the new ones, or put the old ones back"
+            )
 
     def _whole(self) -> Runner:
         """`original`, with the loss, metrics and optimizer that it was saved with: what Keras itself loads.
@@ -338,7 +365,7 @@ class LazyModel:
         passed_on: tuple[type[BaseException], ...] = (TFPoolError, *self.interrupts)
         try:
             if sources.is_compiled(self.path):
-                self._take(lambda: load(self.name, self.path, safe_mode=self.safe_mode, compiled=True))
+                self._take(lambda: self._load_unchanged(compiled=True))
         except passed_on:
             raise
         except Exception as exc:  # custom losses and metrics, say, that are not imported here

@@ -137,10 +137,46 @@ def read_manifest(folder: str) -> Manifest:
         if known == FORMAT:
             if facts.pop("checksum") != _checksum(facts):
                 raise DamagedPack(f"{MANIFEST} has changed since it was written")
-            return Manifest.of_json(facts)
+            return _checked(Manifest.of_json(facts), folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise DamagedPack(f"{MANIFEST} cannot be read ({type(exc).__name__}: {exc})") from exc
     raise DamagedPack(f"{MANIFEST} is of format {known!r}; this version of celery_tfpool knows {FORMAT}")
+
+
+def _checked(manifest: Manifest, folder: str) -> Manifest:
+    """``manifest``, which names no file that is elsewhere, and none that is not verified."""
+    for name in (GRAPH, *(weight.file for weight in manifest.weights)):
+        if name not in manifest.files:
+            raise DamagedPack(f"{MANIFEST} has no checksum of {name!r}")
+    place = os.path.realpath(folder)
+    for name in manifest.files:
+        found = os.path.realpath(os.path.join(place, name))
+        if os.path.isabs(name) or os.path.commonpath([place, found]) != place:
+            raise DamagedPack(f"{MANIFEST} names {name!r}, which is not in its folder")
+    return manifest
+
+
+def versions_here() -> dict[str, str]:
+    """What a pack that is made here is made by."""
+    from . import __version__
+
+    return {**runtime.versions(), "celery_tfpool": __version__}
+
+
+def made_elsewhere(manifest: Manifest) -> str:
+    """Why a pack is not to be used here: it was made by other versions; empty when it was not."""
+    here = versions_here()
+    made_by = [name for name, version in here.items() if manifest.versions.get(name) != version]
+    if not made_by:
+        return ""
+    by, with_ = (
+        ", ".join(f"{name} {versions.get(name, 'of unknown version')}" for name in made_by)
+        for versions in (manifest.versions, here)
+    )
+    return (
+        f"the pack was made by {by}; here is {with_}. "
+        "Make it again: celery tfpool pack, with the versions that are to use it"
+    )
 
 
 def verify(folder: str) -> Manifest:
@@ -219,7 +255,7 @@ def write(runner: Runner, folder: str) -> Manifest:
         file.write(library.SerializeToString(deterministic=True))
     names = [GRAPH, *(weight.file for weight in weights)]
     files = {name: _facts(os.path.join(folder, name)) for name in names}
-    manifest = Manifest(function, inputs, outputs, weights, runtime.versions(), files)
+    manifest = Manifest(function, inputs, outputs, weights, versions_here(), files)
     for name in names:
         _to_disk(os.path.join(folder, name))
     with open(os.path.join(folder, MANIFEST), "w", encoding="utf-8") as file:

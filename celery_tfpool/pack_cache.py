@@ -15,25 +15,24 @@ Knows nothing of TensorFlow or of how a pack is made.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
-import sys
+import stat
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 
 from . import pack
 from .runner import CannotPack
-from .runtime import is_own_code
 
 _NOTE = "cannot-pack.json"
 _TEMPORARY = "temporary-"
+#: How often a pack is put where another process has put one meanwhile.
+_TRIES = 10
 
 
 class CacheUnusable(Exception):
@@ -46,57 +45,6 @@ def default_folder(environ: Mapping[str, str]) -> Path:
     `PackCache` refuses such a folder.
     """
     return Path(environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "celery_tfpool"
-
-
-# -- fingerprints ----------------------------------------------------------------
-
-
-def fingerprint(path: str, facts: Iterable[str], *, code: Iterable[str] = ()) -> str:
-    """A name for the content of the file or folder ``path`` together with ``facts`` and the files of ``code``."""
-    digest = hashlib.sha256()
-    for fact in (f"format {pack.FORMAT}", *facts):
-        digest.update(fact.encode() + b"\0")
-    files = [path]
-    if os.path.isdir(path):
-        files = sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
-    for name in (*files, *code):
-        digest.update(f"{os.path.relpath(name, path)}\0{os.path.getsize(name)}\0".encode())
-        with open(name, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:32]
-
-
-def environment_facts(versions: Mapping[str, str], environ: Mapping[str, str]) -> list[str]:
-    """What a graph depends on beside its model: versions, Keras's configuration, whether there is a GPU."""
-    keras_home = Path(environ.get("KERAS_HOME") or os.path.expanduser("~/.keras"))
-    keras_config = keras_home / "keras.json"
-    has_gpu = environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and any(
-        os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-    )
-    return [
-        *(f"{name} {version}" for name, version in sorted(versions.items())),
-        keras_config.read_text() if os.path.isfile(keras_config) else "",
-        f"GPU {has_gpu}",
-    ]
-
-
-def code_facts(modules: Iterable[ModuleType | None]) -> tuple[list[str], list[str]]:
-    """What a model with custom code depends on: all that is installed, and files of all else.
-
-    Installed is a name, a version, and the RECORD of the files' hashes: a
-    package that is built again may keep its version.
-    """
-    distributions = sorted(
-        f"{d.metadata['Name']} {d.version} {hashlib.sha256((d.read_text('RECORD') or '').encode()).hexdigest()}"
-        for d in metadata.distributions()
-    )
-    files = {getattr(module, "__file__", None) or "" for module in modules}
-    return distributions, sorted(file for file in files if os.path.isfile(file) and is_own_code(file))
-
-
-def code_of_this_process() -> tuple[list[str], list[str]]:
-    return code_facts(list(sys.modules.values()))
 
 
 # -- the cache -------------------------------------------------------------------
@@ -130,6 +78,7 @@ class PackCache:
         """
         if str(self.folder).startswith("~"):
             raise CacheUnusable(f"{self.folder} cannot be used: there is no home directory; set tf_cache_dir")
+        self.check_trust()
         if found := self._find(key):
             return found
         try:
@@ -141,6 +90,26 @@ class PackCache:
         except OSError as exc:
             raise CacheUnusable(f"{self.folder} cannot be used: {exc.strerror or exc}") from exc
         return found
+
+    def check_trust(self) -> None:
+        """Nobody else may have put packs there: their checksums stand beside the data.
+
+        Raises:
+            CacheUnusable: somebody else may.
+        """
+        try:
+            facts = os.stat(self.folder)
+        except OSError:  # it is to be made, or `get_or_make` says what is wrong
+            return
+        advice = "chmod 700 it, or set tf_cache_dir to a folder of your own, inside of it perhaps"
+        if facts.st_uid not in (os.geteuid(), 0):
+            raise CacheUnusable(
+                f"{self.folder} cannot be trusted: it belongs to user {facts.st_uid}, not to user {os.geteuid()}; "
+                "set tf_cache_dir to a folder of your own"
+            )
+        if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            mode = stat.S_IMODE(facts.st_mode)
+            raise CacheUnusable(f"{self.folder} cannot be trusted: others may write to it (mode {mode:o}); {advice}")
 
     def _find(self, key: str) -> str | None:
         folder = self.folder / key
@@ -174,9 +143,17 @@ class PackCache:
         return str(self.folder / key)
 
     def _put(self, temporary: Path, key: str) -> None:
-        if (self.folder / key).exists():  # damaged; who has mapped it keeps its pages
-            self._remove(self.folder / key)
-        temporary.rename(self.folder / key)
+        target = self.folder / key
+        for _ in range(_TRIES):
+            try:
+                temporary.rename(target)
+                return
+            except OSError as exc:
+                if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            with contextlib.suppress(FileNotFoundError):  # damaged; who has mapped it keeps its pages
+                self._remove(target)
+        raise OSError(errno.EEXIST, "others put packs there all the time", str(target))
 
     def _remove(self, folder: Path) -> None:
         aside = self.folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
@@ -222,6 +199,7 @@ class PackCache:
         """Remove what the dead have left: folders that nobody writes, and files of locks that nobody has."""
         if not self.folder.is_dir():
             return
+        self.check_trust()
         with contextlib.suppress(OSError), self._temporary_ones():  # a read-only cache stays as it is
             for folder in self.folder.glob(f"{_TEMPORARY}*"):
                 with contextlib.suppress(OSError), _open_locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -281,21 +259,24 @@ def _open_locked(folder: Path, kind: int) -> Iterator[None]:
 def _locked(path: Path, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
     """Exclusive among all processes.  The file is gone at the end: whoever has waited for it makes a new one."""
     while True:
-        with open(path, "w") as file:
-            fcntl.flock(file, kind)
-            if not _is_at(file.fileno(), path):
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, kind)
+            if not _is_at(descriptor, path):
                 continue
             try:
                 yield
             finally:
                 path.unlink(missing_ok=True)
             return
+        finally:
+            os.close(descriptor)
 
 
 def _is_at(descriptor: int, path: str | Path) -> bool:
     """Whether an open file or folder is the one at ``path``, which may have been removed or replaced meanwhile."""
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
         return False
 

@@ -15,14 +15,15 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
 from celery.platforms import set_pdeathsig
 
-from . import daemonic, pack, pack_cache, runtime, sources
+from . import daemonic, fingerprint, pack, row_check, runtime, sources
+from .fingerprint import Content
 from .loading import load
 from .pack_cache import CacheUnusable, PackCache
 from .pack_runner import PackRunner
@@ -32,6 +33,8 @@ from .values import short
 
 #: Seconds between two looks at whether the worker should stop.
 _TICK = 0.1
+#: How often a model is packed again because its files were written meanwhile.
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,10 @@ class Packing:
     seconds: float = 0.0
     #: The size of the pack, which may be removed from the cache later.
     bytes: int = 0
+    #: Of the files that were packed, or looked at; None of a function.
+    content: Content | None = None
+    #: What is to be said of a pack that was made.
+    remark: str = ""
 
     def facts(self) -> dict[str, Any]:
         """For ``celery inspect``; JSON-friendly."""
@@ -79,7 +86,7 @@ def pack_in_process(
     if start_method == "fork":
         import_app = None
     else:  # it has other modules than this process, and is to find the packs that forked ones made
-        code = pack_cache.code_of_this_process()
+        code = fingerprint.code_of_this_process()
     started = time.monotonic()
     context: Any = multiprocessing.get_context(start_method)
     receiver, sender = context.Pipe(duplex=False)
@@ -93,8 +100,10 @@ def pack_in_process(
             tick()
             if time.monotonic() - started > timeout:
                 return Packing(name, reason=f"packing it took longer than {timeout:g} s", is_problem=True)
-        folder, size, reason, is_problem = json.loads(receiver.recv_bytes())
-        return Packing(name, folder, reason, is_problem, time.monotonic() - started, size)
+        said = json.loads(receiver.recv_bytes())
+        content = said.pop("content", None)
+        seconds = time.monotonic() - started
+        return Packing(name, **said, seconds=seconds, content=Content.of_json(content) if content else None)
     except EOFError:
         process.join(_TICK)
         return Packing(name, reason=f"the process that packed it ended with {process.exitcode}", is_problem=True)
@@ -107,7 +116,7 @@ def pack_in_process(
 def _main(
     sender: Connection,
     parent: int,
-    make: Callable[[], str],
+    make: Callable[[], Found],
     timeout: float,
     import_app: Callable[[], Any] | None,
 ) -> None:
@@ -120,29 +129,45 @@ def _main(
     try:
         if import_app is not None:
             import_app()
-        folder = make()
-        answer: tuple[str | None, int, str, bool] = folder, pack.read_manifest(folder).bytes, "", False
+        found = make()
+        answer: dict[str, Any] = {
+            "folder": found.folder,
+            "bytes": pack.read_manifest(found.folder).bytes,
+            "content": asdict(found.content),
+            "remark": found.remark,
+        }
     except CannotPack as exc:
-        answer = None, 0, str(exc), False
-    except CacheUnusable as exc:
-        answer = None, 0, str(exc), True
-    except sources.BadSource as exc:
-        answer = None, 0, str(exc), True
+        answer = {"reason": str(exc)}
+    except (CacheUnusable, sources.BadSource) as exc:
+        answer = {"reason": str(exc), "is_problem": True}
     except Exception as exc:  # anything at all may come out of the user's file
-        answer = None, 0, f"{type(exc).__name__}: {short(exc)}", True
+        answer = {"reason": f"{type(exc).__name__}: {short(exc)}", "is_problem": True}
     sender.send_bytes(json.dumps(answer).encode())
     sender.close()
     # TensorFlow's threads, and what the user's modules registered for the end of worker main, have no say here.
     os._exit(0)
 
 
+@dataclass(frozen=True)
+class Found:
+    """A pack that was found or made."""
+
+    folder: str
+    content: Content
+    remark: str = ""
+
+
+class _Touched(Exception):
+    """The model's files were written while they were packed."""
+
+
 def find_or_make(
     name: str, path: str, cache: PackCache, *, safe_mode: bool, code: tuple[list[str], list[str]] | None = None
-) -> str:
-    """The folder of the model's pack, from the cache or made anew; initialises TensorFlow when it makes one.
+) -> Found:
+    """The model's pack, from the cache or made anew; initialises TensorFlow when it makes one.
 
     Args:
-        code: what `pack_cache.code_facts` says of the code that custom
+        code: what `fingerprint.code_facts` says of the code that custom
             classes may come from; of this process's, unless given.
 
     Raises:
@@ -154,24 +179,35 @@ def find_or_make(
     kind = sources.check(path, safe_mode=safe_mode)
     path = os.path.expanduser(path)
     if kind is Kind.PACK:
-        pack.verify(path)
-        return path
+        if why := pack.made_elsewhere(pack.verify(path)):
+            raise sources.BadSource(why)
+        return Found(path, fingerprint.content(path))
     if kind in (Kind.FUNCTION, Kind.REMOTE):
         raise CannotPack("only a file or folder on this machine can be seen to have changed")
-    facts = [kind.value, *pack_cache.environment_facts(runtime.versions(), os.environ)]
+    facts = [f"format {pack.FORMAT}", kind.value, *fingerprint.environment_facts(runtime.versions(), os.environ)]
     files: list[str] = []
     if sources.has_custom_code(path, kind):
-        more, files = code or pack_cache.code_of_this_process()
+        more, files = code or fingerprint.code_of_this_process()
         facts += more
+    for _ in range(_TRIES):
+        content = fingerprint.content(path)
+        remarks: list[str] = []
 
-    def make(folder: str) -> None:
-        write_checked(load(name, path, safe_mode=safe_mode), folder)
+        def make(folder: str, content: Content = content, remarks: list[str] = remarks) -> None:
+            remarks.append(write_checked(load(name, path, safe_mode=safe_mode), folder))
+            if fingerprint.was_touched(path, content):  # what was loaded may be other bytes
+                raise _Touched
 
-    return cache.get_or_make(pack_cache.fingerprint(path, facts, code=files), make)
+        try:
+            folder = cache.get_or_make(fingerprint.key(content, facts, code=files), make)
+            return Found(folder, content, "".join(remarks))
+        except _Touched:
+            continue
+    raise sources.BadSource("its files change all the while; put them there under another name, and rename them")
 
 
-def write_checked(runner: Runner, folder: str) -> None:
-    """`pack.write`, and one prediction by either to see that they are the same.
+def write_checked(runner: Runner, folder: str) -> str:
+    """`pack.write`, and one prediction by either to see that they are the same; what is to be said of it, if anything.
 
     Raises:
         CannotPack: this model has no pack, or one that gives other numbers.
@@ -181,10 +217,33 @@ def write_checked(runner: Runner, folder: str) -> None:
         sample = runner.sample()
         expected = runner.predict(sample, 1)
     except Exception:  # zeros are not for every model, and then there is nothing to compare
-        return
+        return ""
+    packed = PackRunner(runner.name, folder).predict(sample, 1)
+    if _same(packed, expected):
+        return ""
+    again = runner.predict(sample, 1)
+    if _same(again, expected):
+        raise CannotPack("its pack gives other numbers than the model itself")
+    # It differs from itself: by rounding, or because it is random.
+    precision = row_check.precision_of(runner.single_call()[1])
+    if _close(packed, expected, precision):
+        return ""
+    if _close(again, expected, precision):
+        raise CannotPack("its pack gives other numbers than the model itself")
+    return "its outputs are random: they differ from call to call, of the model and of its pack"
+
+
+def _same(ours: Any, theirs: Any) -> bool:
     import keras
 
-    packed = PackRunner(runner.name, folder).predict(sample, 1)
-    for ours, theirs in zip(keras.tree.flatten(packed), keras.tree.flatten(expected), strict=True):
-        if not np.array_equal(ours, theirs, equal_nan=np.issubdtype(theirs.dtype, np.inexact)):
-            raise CannotPack("its pack gives other numbers than the model itself")
+    return all(
+        np.array_equal(one, other, equal_nan=np.issubdtype(other.dtype, np.inexact))
+        for one, other in zip(keras.tree.flatten(ours), keras.tree.flatten(theirs), strict=True)
+    )
+
+
+def _close(ours: Any, theirs: Any, precision: float) -> bool:
+    import keras
+
+    both = zip(keras.tree.flatten(ours), keras.tree.flatten(theirs), strict=True)
+    return all(row_check.are_close(one, other, precision) for one, other in both)

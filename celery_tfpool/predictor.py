@@ -38,6 +38,7 @@ from typing import Any, NoReturn
 from . import memory, runtime
 from .config import ModelPath, Settings
 from .errors import TFPoolError
+from .fingerprint import Content
 from .messages import BadMessage, Reader, message
 from .models import Models
 from .scheduler import Request, Scheduler
@@ -58,6 +59,7 @@ class Job:
     index: int
     models: tuple[ModelPath, ...]
     packs: tuple[tuple[str, str], ...]
+    contents: tuple[tuple[str, Content], ...]
     settings: Settings
     intra_op: int
     inter_op: int
@@ -129,7 +131,7 @@ def _load(job: Job, computing: ThreadPoolExecutor) -> dict[str, ServedModel]:
     """
     if job.prepare is not None:
         job.prepare()
-    models = Models(job.models, safe_mode=job.settings.safe_mode, packs=dict(job.packs))
+    models = Models(job.models, safe_mode=job.settings.safe_mode, packs=dict(job.packs), contents=dict(job.contents))
     served = {}
     budget = _WARMING_UP * job.settings.startup_timeout / len(job.models)
     for model in job.models:

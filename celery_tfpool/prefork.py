@@ -126,6 +126,7 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
             index,
             models,
             self.plan.packs,
+            self.plan.contents,
             self.plan.settings,
             intra_op,
             inter_op,

@@ -92,7 +92,7 @@ def predictors(*models: ModelPath, count: int = 1, threads: int = 1, **options: 
     settings = Settings(**{"response_timeout": 60.0, **options})
 
     def job(index: int, models: tuple[ModelPath, ...], place: str) -> Job:
-        return Job(index, models, (), settings, threads, 1, place, os.getpid(), started_at(os.getpid()))
+        return Job(index, models, (), (), settings, threads, 1, place, os.getpid(), started_at(os.getpid()))
 
     supervisor = Supervisor(
         [models] * count,

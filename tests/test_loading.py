@@ -253,3 +253,32 @@ def test_stop_while_a_task_waits_for_children_that_hang(
     same_queue = ("broker_url", "broker_transport_options", "task_default_queue", "result_backend")
     start_worker("-c", "1", conf={key: worker.client.conf[key] for key in same_queue})
     assert 0 == waiting.get(timeout=PATIENCE)
+
+
+def test_file_that_changes_under_a_worker(start_worker: StartWorker, engine: str, tmp_path: Path) -> None:
+    """Is refused where it is loaded later, so that one worker never answers with two versions."""
+    path = make_model(str(tmp_path / "sum.keras"))
+    conf = {"tf_model_path": path, "tf_share_weights": False}
+    worker = start_worker("-c", "1", broker=engine, conf=conf)
+    assert [[16.0]] == worker.call("predict")
+    make_model(path, "model.set_weights([w + 1 for w in model.get_weights()])")
+    assert [[16.0]] == worker.call("predict")
+    (child,) = worker.children()
+    os.kill(child, signal.SIGKILL)
+    told = r"its files have changed since the worker started \(fingerprint [0-9a-f]{8}, at the start [0-9a-f]{8}\)"
+    with pytest.raises(Exception, match=told):
+        worker.call("predict")
+    assert 0 == worker.stop()
+
+
+def test_pack_outlives_a_change_of_its_model(start_worker: StartWorker, tmp_path: Path) -> None:
+    """Who has it goes on; what only the model itself has is refused."""
+    path = make_model(str(tmp_path / "sum.keras"))
+    worker = start_worker("-c", "1", conf={"tf_model_path": path})
+    make_model(path, "model.set_weights([w + 1 for w in model.get_weights()])")
+    for _ in range(2):
+        assert [[16.0]] == worker.call("predict")
+        (child,) = worker.children()
+        os.kill(child, signal.SIGKILL)
+    with pytest.raises(Exception, match="its files have changed since the worker started"):
+        worker.call("count_layers")

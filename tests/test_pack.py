@@ -19,13 +19,15 @@ from keras import layers, ops
 from test_parity import CASES, assert_same, for_keras, keras_itself
 from zoo import ZOO, chain, normal
 
-from celery_tfpool import errors, memory, pack, packer
-from celery_tfpool.keras_runner import declared
+from celery_tfpool import SettingsError, bootstep, errors, memory, pack, packer
+from celery_tfpool.config import ModelPath, Settings
+from celery_tfpool.keras_runner import KerasRunner, declared
 from celery_tfpool.loading import load
 from celery_tfpool.models import Handle, LazyModel
 from celery_tfpool.pack_cache import PackCache
 from celery_tfpool.pack_runner import PackRunner
 from celery_tfpool.runner import CannotPack
+from celery_tfpool.sources import BadSource
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore:__array__")]
 
@@ -178,10 +180,6 @@ LISTED = {
     "strings": (
         lambda: layer(functools.partial(with_constant, tf.constant(["a", "bc"]))),
         "one of its constants is of dtype string",
-    ),
-    "other numbers": (
-        lambda: layer(lambda x: x + tf.random.stateless_uniform([], [1, 2]) + tf.random.uniform([])),
-        "its pack gives other numbers than the model itself",
     ),
 }
 
@@ -413,3 +411,85 @@ def test_manifest_survives_json(tmp_path: Path) -> None:
 
     assert written == pack.read_manifest(str(folder))
     assert memory.of_process(os.getpid())["private"] > 0
+
+
+# -- whose pack it is -----------------------------------------------------------------
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A pack of a small model."""
+    folder = tmp_path / "pack"
+    folder.mkdir()
+    pack.write(KerasRunner("m", keras.Sequential([layers.Input((2,)), layers.Dense(1)])), str(folder))
+    return folder
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change its manifest as somebody would who knows its checksum."""
+    facts = json.loads((folder / "pack.json").read_text())
+    del facts["checksum"]
+    change(facts)
+    (folder / "pack.json").write_text(json.dumps({**facts, "checksum": pack._checksum(facts)}))
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "weights/../../outside", "link"])
+def test_files_elsewhere(made: Path, name: str) -> None:
+    """A manifest has no say about files that are not in its folder."""
+    (made.parent / "outside").write_text("secret")
+    (made / "link").symlink_to(made.parent / "outside")
+    rewrite(made, lambda facts: facts["files"].update({name: {"bytes": 6, "sha256": "0"}}))
+    for look in (pack.read_manifest, pack.verify, pack.attach):
+        with pytest.raises(pack.DamagedPack, match=f"names '{name}', which is not in its folder"):
+            look(str(made))
+
+
+@pytest.mark.parametrize("name", ["weights/0.npy", "graph.pb"])
+def test_files_that_nobody_verifies(made: Path, name: str) -> None:
+    rewrite(made, lambda facts: facts["files"].pop(name))
+    with pytest.raises(pack.DamagedPack, match=f"has no checksum of '{name}'"):
+        pack.read_manifest(str(made))
+
+
+@pytest.mark.parametrize("name", ["tensorflow", "keras", "celery_tfpool"])
+@pytest.mark.parametrize("version", ["0.0.1", None])
+def test_pack_of_another_version(made: Path, name: str, version: str | None) -> None:
+    """Is refused, by whoever might use it, with both versions and what to do."""
+    assert PackRunner("m", str(made)).predict(np.ones((1, 2)), None).shape == (1, 1)
+    assert load("m", str(made), safe_mode=True)
+    here = pack.versions_here()[name]
+    rewrite(made, lambda facts: facts["versions"].update({name: version}) if version else facts["versions"].pop(name))
+    told = rf"the pack was made by {name} {version or 'of unknown version'}; here is {name} {here}. Make it again"
+    with pytest.raises(BadSource, match=told):
+        load("m", str(made), safe_mode=True)
+    with pytest.raises(BadSource, match=told):
+        packer.find_or_make("m", str(made), PackCache(made.parent / "cache", 2**30), safe_mode=True)
+    with pytest.raises(SettingsError, match=told):
+        bootstep.check_models(Settings(model_path=(ModelPath("m", str(made)),)))
+
+
+class Noise(layers.Layer):
+    """Other numbers at each call."""
+
+    def call(self, x: Any) -> Any:
+        return x + tf.random.uniform(tf.shape(x))
+
+
+def test_random_model(tmp_path: Path) -> None:
+    """Is packed, and said to be random; a pack with other numbers than a model that is not is refused."""
+    model = keras.Sequential([layers.Input((2,)), Noise()])
+    assert "its outputs are random: they differ from call to call" in packer.write_checked(
+        KerasRunner("m", model), str(tmp_path)
+    )
+
+
+def test_pack_with_other_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = keras.Sequential([layers.Input((2,)), layers.Dense(1, kernel_initializer="ones", bias_initializer="ones")])
+    original = pack._write_weight
+
+    def write_other(folder: str, number: int, captured: Any) -> Any:
+        return original(folder, number, (captured[0] + 1, captured[1]))
+
+    monkeypatch.setattr(pack, "_write_weight", write_other)
+    with pytest.raises(CannotPack, match="its pack gives other numbers than the model itself"):
+        packer.write_checked(KerasRunner("m", model), str(tmp_path))

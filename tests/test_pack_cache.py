@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -10,18 +11,22 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from conftest import make_model, quiet, wait_until
 
-from celery_tfpool import pack, pack_cache, runtime
+from celery_tfpool import fingerprint, loading, pack, pack_cache, packer, runtime, sources
 from celery_tfpool.inputs import Named
-from celery_tfpool.pack_cache import CacheUnusable, PackCache, fingerprint
+from celery_tfpool.pack_cache import CacheUnusable, PackCache
+from celery_tfpool.pack_runner import PackRunner
 from celery_tfpool.runner import CannotPack
 
 #: A process that makes, or finds, the pack of a model in a cache, and prints where and whether it made it.
@@ -37,9 +42,10 @@ PACKER = textwrap.dedent(
     def write_checked(*arguments):
         made.append(1)
         print("begins", flush=True)
-        original(*arguments)
+        return original(*arguments)
     packer.write_checked = write_checked
-    print(packer.find_or_make("model", path, PackCache(folder, max_bytes), safe_mode=True), len(made), flush=True)
+    found = packer.find_or_make("model", path, PackCache(folder, max_bytes), safe_mode=True)
+    print(found.folder, len(made), flush=True)
     """
 )
 
@@ -86,44 +92,127 @@ def never(folder: str) -> None:
 # -- fingerprints ------------------------------------------------------------------
 
 
+def key_of(path: str, facts: list[str], *, code: Sequence[str] = ()) -> str:
+    return fingerprint.key(fingerprint.content(path), facts, code=code)
+
+
 def test_fingerprint(tmp_path: Path) -> None:
     """Of content, not of names and times; of versions, of Keras's configuration, and of custom code."""
     first, second, code = tmp_path / "first.keras", tmp_path / "second.keras", tmp_path / "layers.py"
     first.write_text("model")
     second.write_text("model")
     code.write_text("class Layer: pass")
-    facts = pack_cache.environment_facts({"keras": "3.15"}, {"KERAS_HOME": str(tmp_path)})
-    known = [fingerprint(str(first), facts)]
-    assert fingerprint(str(second), facts) == known[0]
+    facts = fingerprint.environment_facts({"keras": "3.15"}, {"KERAS_HOME": str(tmp_path)})
+    known = [key_of(str(first), facts)]
+    assert key_of(str(second), facts) == known[0]
 
     second.write_text("modem")
-    known.append(fingerprint(str(second), facts))
-    known.append(fingerprint(str(first), facts, code=[str(code)]))
+    known.append(key_of(str(second), facts))
+    known.append(key_of(str(first), facts, code=[str(code)]))
     code.write_text("class Layer: fail")
-    known.append(fingerprint(str(first), facts, code=[str(code)]))
-    known.append(
-        fingerprint(str(first), pack_cache.environment_facts({"keras": "3.16"}, {"KERAS_HOME": str(tmp_path)}))
-    )
+    known.append(key_of(str(first), facts, code=[str(code)]))
+    known.append(key_of(str(first), fingerprint.environment_facts({"keras": "3.16"}, {"KERAS_HOME": str(tmp_path)})))
     (tmp_path / "keras.json").write_text('{"floatx": "float16"}')
-    known.append(
-        fingerprint(str(first), pack_cache.environment_facts({"keras": "3.15"}, {"KERAS_HOME": str(tmp_path)}))
-    )
+    known.append(key_of(str(first), fingerprint.environment_facts({"keras": "3.15"}, {"KERAS_HOME": str(tmp_path)})))
     assert len(set(known)) == len(known)
 
 
 def test_fingerprint_of_folder(tmp_path: Path) -> None:
     (tmp_path / "saved" / "variables").mkdir(parents=True)
     (tmp_path / "saved" / "saved_model.pb").write_text("graph")
-    before = fingerprint(str(tmp_path / "saved"), [])
+    before = key_of(str(tmp_path / "saved"), [])
     (tmp_path / "saved" / "variables" / "data").write_text("weights")
-    assert before != fingerprint(str(tmp_path / "saved"), [])
+    assert before != key_of(str(tmp_path / "saved"), [])
     shutil.copytree(tmp_path / "saved", tmp_path / "copy")
-    assert fingerprint(str(tmp_path / "copy"), []) == fingerprint(str(tmp_path / "saved"), [])
+    assert key_of(str(tmp_path / "copy"), []) == key_of(str(tmp_path / "saved"), [])
+
+
+def test_own_version_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither packs nor notes outlive another version of this package, or another state of its code."""
+    model = tmp_path / "m.keras"
+    model.write_text("model")
+    before = key_of(str(model), [])
+    shutil.copytree(Path(fingerprint.__file__).parent, tmp_path / "other" / "celery_tfpool")
+    with open(tmp_path / "other" / "celery_tfpool" / "errors.py", "a") as file:
+        file.write("#\n")
+    program = "import sys; from celery_tfpool.fingerprint import content, key; print(key(content(sys.argv[1]), []))"
+    keys = []
+    for place in (Path(fingerprint.__file__).parent.parent, tmp_path / "other"):
+        command = [sys.executable, "-c", program, str(model)]
+        env = {**os.environ, "PYTHONPATH": str(place)}
+        keys.append(
+            subprocess.run(command, env=env, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+        )
+    assert before == keys[0] != keys[1]
+
+
+def test_content_that_changes(tmp_path: Path) -> None:
+    """Is seen when it is another, by whatever way; not when it was only touched."""
+    model = tmp_path / "m.keras"
+    model.write_text("version 1")
+    first = fingerprint.content(str(model))
+    assert fingerprint.has_changed(str(model), first) is None
+    os.utime(model)
+    assert fingerprint.has_changed(str(model), first) is None
+    assert fingerprint.was_touched(str(model), first)
+    stat = model.stat()
+    model.write_text("version 2")
+    os.utime(model, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    changed = fingerprint.has_changed(str(model), first)
+    assert changed is not None
+    assert changed.short != first.short
+    model.write_text("version 1")
+    assert fingerprint.has_changed(str(model), first) is None
+
+
+@pytest.mark.parametrize("is_put_back", [False, True])
+def test_replaced_while_it_is_packed(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, is_put_back: bool
+) -> None:
+    """What is kept under a fingerprint is of the bytes that were loaded, also if they were there for a moment only."""
+    path, cache = tmp_path / "m.keras", PackCache(tmp_path / "cache", 2**30)
+    other = make_model(str(tmp_path / "other.keras"), "model.set_weights([w + 1 for w in model.get_weights()])")
+    versions = {"1": Path(model).read_bytes(), "2": Path(other).read_bytes()}
+    path.write_bytes(versions["1"])
+    original, loads = loading.load, []
+
+    def load_amid_a_deployment(name: str, where: str, **options: Any) -> Any:
+        loads.append(where)
+        if len(loads) == 1:
+            path.write_bytes(versions["2"])
+            runner = original(name, where, **options)
+            if is_put_back:
+                path.write_bytes(versions["1"])
+            return runner
+        return original(name, where, **options)
+
+    monkeypatch.setattr(packer, "load", load_amid_a_deployment)
+    found = packer.find_or_make("m", str(path), cache, safe_mode=True)
+    assert 2 == len(loads)
+    for version, expected in (("1", 16.0), ("2", 33.0)):
+        path.write_bytes(versions[version])
+        found = packer.find_or_make("m", str(path), cache, safe_mode=True)
+        assert expected == PackRunner("m", found.folder).predict(np.ones((1, 16)), None).item()
+        assert found.content == fingerprint.content(str(path))
+
+
+def test_replaced_all_the_while(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, cache = Path(shutil.copy(model, tmp_path / "m.keras")), PackCache(tmp_path / "cache", 2**30)
+    original = loading.load
+
+    def load_and_touch(name: str, where: str, **options: Any) -> Any:
+        os.utime(path)
+        return original(name, where, **options)
+
+    monkeypatch.setattr(packer, "load", load_and_touch)
+    with pytest.raises(sources.BadSource, match="its files change all the while"):
+        packer.find_or_make("m", str(path), cache, safe_mode=True)
+    assert [] == cache.entries()
 
 
 def test_own_code_counts() -> None:
     """The user's modules belong to a model with custom classes; the standard library and installed ones do not."""
-    _, files = pack_cache.code_facts([sys.modules[__name__], pytest, os, pack, None])
+    _, files = fingerprint.code_facts([sys.modules[__name__], pytest, os, pack, None])
     assert [__file__] == files
     assert runtime.is_own_code(__file__)
 
@@ -137,9 +226,80 @@ def test_installed_code_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     known = []
     for content in ("one", "other"):
         (installed / "RECORD").write_text(f"own_layers.py,sha256={content},10\n")
-        known.append(pack_cache.code_facts([])[0])
+        known.append(fingerprint.code_facts([])[0])
     assert known[0] != known[1]
     assert any(fact.startswith("own-layers 1.0 ") for fact in known[0])
+
+
+# -- who may be trusted ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["temporary.making", "key.making"])
+def test_links_in_the_cache(tmp_path: Path, name: str) -> None:
+    """Nobody else's file is opened for one of ours, let alone cut off."""
+    victim, folder = tmp_path / "victim", tmp_path / "cache"
+    victim.write_text("precious")
+    folder.mkdir(mode=0o700)
+    (folder / name).symlink_to(victim)
+    with pytest.raises(CacheUnusable):
+        PackCache(folder, 10).get_or_make("key", fake())
+    PackCache(folder, 10).trim(0)
+    assert "precious" == victim.read_text()
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777, 0o720])
+def test_cache_that_others_may_write_to(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    folder.chmod(mode)
+    told = rf"cannot be trusted: others may write to it \(mode {mode:o}\); chmod 700 it, or set tf_cache_dir"
+    for use in (lambda cache: cache.get_or_make("key", fake()), lambda cache: cache.trim(0)):
+        with pytest.raises(CacheUnusable, match=told):
+            use(PackCache(folder, 10))
+    assert [] == list(folder.iterdir())
+
+
+def test_cache_of_somebody_else(tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root may give a folder away")
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o755)
+    os.chown(folder, 12345, -1)
+    with pytest.raises(CacheUnusable, match="cannot be trusted: it belongs to user 12345, not to user 0"):
+        PackCache(folder, 10).get_or_make("key", fake())
+
+
+def test_our_own_cache_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        assert PackCache(tmp_path / "cache", 2**30).get_or_make("key", fake())
+        assert PackCache(tmp_path / "cache", 2**30).get_or_make("key", never)
+    finally:
+        os.umask(before)
+
+
+def test_two_put_the_same(tmp_path: Path) -> None:
+    """Or one puts what another removes at that moment."""
+    cache = PackCache(tmp_path / "cache", 2**30)
+    cache.folder.mkdir(mode=0o700)
+    stop = threading.Event()
+
+    def remove() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(OSError):
+                cache._remove(cache.folder / "key")
+
+    remover = threading.Thread(target=remove)
+    remover.start()
+    try:
+        for _ in range(200):
+            for _ in range(2):
+                temporary = Path(tempfile.mkdtemp(dir=cache.folder))
+                (temporary / "file").touch()
+                cache._put(temporary, "key")
+    finally:
+        stop.set()
+        remover.join()
 
 
 # -- making --------------------------------------------------------------------------
@@ -231,9 +391,9 @@ def test_no_home() -> None:
     """A user id that nobody knows, without HOME: no place for packs, said as such."""
     program = (
         "import os\n"
-        "from celery_tfpool import pack_cache\n"
+        "from celery_tfpool import fingerprint, pack_cache\n"
         "os.setuid(54321)\n"
-        "pack_cache.environment_facts({}, {})\n"
+        "fingerprint.environment_facts({}, {})\n"
         "folder = pack_cache.default_folder({})\n"
         "try: pack_cache.PackCache(folder, 1).get_or_make('key', print)\n"
         "except pack_cache.CacheUnusable as exc: print(exc)"

@@ -53,13 +53,13 @@ def predictors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, t
     for name in ("conv", "dense"):  # the same from packs, the first of them frozen where that is faster
         cache = PackCache(folder / "packs", 2**30)
         path = str(folder / f"{NAMES.index(name)}.keras")
-        packs.append((f"{name}, packed", packer.find_or_make("m", path, cache, safe_mode=True)))
+        packs.append((f"{name}, packed", packer.find_or_make("m", path, cache, safe_mode=True).folder))
         paths.append(ModelPath(f"{name}, packed", path))
         theirs[f"{name}, packed"] = theirs[name]
     settings = Settings(max_batch_size=16, response_timeout=60.0)
 
     def job(index: int, models: tuple[ModelPath, ...], place: str) -> Job:
-        return Job(index, models, tuple(packs), settings, 1, 1, place, os.getpid(), started_at(os.getpid()))
+        return Job(index, models, tuple(packs), (), settings, 1, 1, place, os.getpid(), started_at(os.getpid()))
 
     supervisor = Supervisor(
         [tuple(paths)],

@@ -39,7 +39,7 @@ def supervisor_of(
     reasons: list[str] = []
 
     def job(index: int, models: tuple[ModelPath, ...], place: str) -> Job:
-        return Job(index, models, (), Settings(), 1, 1, place, os.getpid(), started_at(os.getpid()))
+        return Job(index, models, (), (), Settings(), 1, 1, place, os.getpid(), started_at(os.getpid()))
 
     made = Supervisor(
         [(MODEL,)] * count,
