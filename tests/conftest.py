@@ -227,6 +227,12 @@ class Worker(Program):
     def children(self) -> list[int]:
         return sorted(p.pid for p in psutil.Process(self.process.pid).children() if lives(p))
 
+    def pool_children(self) -> list[int]:
+        """Those that are forks of itself: no forkserver."""
+        main = psutil.Process(self.process.pid)
+        command = main.cmdline()
+        return sorted(process.pid for process in main.children() if lives(process) and is_like(process, command))
+
     def stop(self, number: int = signal.SIGTERM, timeout: float = PATIENCE) -> int:
         """Stop it, and fail if a process of it is left."""
         if self.process.poll() is None:
@@ -251,6 +257,13 @@ class Worker(Program):
 def lives(process: psutil.Process) -> bool:
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def is_like(process: psutil.Process, command: list[str]) -> bool:
+    try:
+        return bool(process.cmdline() == command)
     except psutil.NoSuchProcess:
         return False
 

@@ -121,7 +121,7 @@ def make_lambda(tmp_path: Path) -> str:
 SEEN_BEFORE_FORKING = {
     "missing": (lambda tmp_path: "/nowhere/digits.keras", "no such file or folder"),
     "folder": (str, "the folder is no model"),
-    "truncated": (break_file, "the file is damaged or truncated"),
+    "truncated": (break_file, "it is damaged or truncated"),
     "lambda": (make_lambda, "which tf_safe_mode refuses"),
     "module": (lambda tmp_path: "no_such_module:make", "no module 'no_such_module' on the Python path"),
     "function": (lambda tmp_path: "proj:no_such_function", "module 'proj' has no function 'no_such_function'"),

@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -32,26 +31,14 @@ def killer(worker: Worker, killed: Counter[str], stop: threading.Event) -> None:
     """Kill a child or a ready predictor from time to time."""
     chance = random.Random(7)
     while not stop.wait(chance.uniform(*BETWEEN)):
-        log = worker.log
-        ready = {int(pid) for pid in re.findall(r"predictor \d+ \(pid (\d+)\): ready", log)}
-        started = {int(pid) for pid in re.findall(r"predictor \d+ \(pid (\d+)\)", log)}
-        alive = {process.pid for process in psutil.Process(worker.process.pid).children()}
-        kinds = {"predictor": sorted(alive & ready), "child": sorted(alive - started - starting(alive))}
+        ready = {int(pid) for pid in re.findall(r"predictor \d+ \(pid (\d+)\): ready", worker.log)}
+        predictors = {pid for pid in ready if psutil.pid_exists(pid)}
+        kinds = {"predictor": sorted(predictors), "child": worker.pool_children()}
         kind = chance.choice(sorted(kinds))
         if kinds[kind]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(chance.choice(kinds[kind]), signal.SIGKILL)
                 killed[kind] += 1
-
-
-def starting(pids: set[int]) -> set[int]:
-    """Those that are so young that they may be predictors that have said nothing yet."""
-    now, young = time.time(), set()
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if now - psutil.Process(pid).create_time() < 3:
-                young.add(pid)
-    return young
 
 
 def test_chaos(start_worker: StartWorker) -> None:

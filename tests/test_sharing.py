@@ -271,7 +271,7 @@ def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
 def test_cache_on_a_full_disk(start_worker: StartWorker, digits: str, mounted: Callable[..., Path]) -> None:
     """The worker says so, leaves nothing half-made, and answers."""
-    folder = mounted("-t", "tmpfs", "-o", "size=8k", "tmpfs")
+    folder = mounted("-t", "tmpfs", "-o", "size=8k,mode=700", "tmpfs")
     worker = start_worker("-c", "1", conf={"tf_model_path": digits, "tf_cache_dir": str(folder)})
     assert re.search(r"WARNING.*is not shared: .*mounted cannot be used: No space left on device", worker.log)
     assert [[16.0]] == worker.call("predict_row", ONES)[1]
@@ -282,7 +282,7 @@ def test_cache_that_cannot_be_written_holds_the_pack(
     start_worker: StartWorker, digits: str, mounted: Callable[..., Path]
 ) -> None:
     """A pack that is there already is mapped from a read-only disk."""
-    folder = mounted("-t", "tmpfs", "tmpfs")
+    folder = mounted("-t", "tmpfs", "-o", "mode=700", "tmpfs")
     conf = {"tf_model_path": digits, "tf_cache_dir": str(folder)}
     start_worker("-c", "1", conf=conf).stop()
     mounted("-o", "remount,ro")
