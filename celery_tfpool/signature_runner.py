@@ -6,6 +6,8 @@ else of the model is known: no Keras, no ``fit``, no layers.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from typing import Any
 
 from . import sources
@@ -20,10 +22,8 @@ class SignatureRunner(Runner):
     _inputs: Named
 
     def __init__(self, name: str, path: str) -> None:
-        import tensorflow as tf
-
         self.name = name
-        self._loaded = tf.saved_model.load(path)  # owns the variables: must live as long as the signature
+        self._loaded = _load(path)  # owns the variables: must live as long as the signature
         self._signature = _signature(self._loaded)
         _, inputs = self._signature.structured_input_signature
         outputs = self._signature.structured_outputs
@@ -48,6 +48,38 @@ class SignatureRunner(Runner):
     def _call(self, *tensors: Any) -> Any:
         names = (port.name for port in self.inputs)
         return _only(self._signature(**dict(zip(names, tensors, strict=True))))
+
+
+def _load(path: str) -> Any:
+    """The SavedModel, whichever Keras wrote it.
+
+    Keras 2's own save of a model that was compiled with its older optimizers (Adam until 2.10) has the optimizer's
+    slots, which only Keras 2 can create. They are of no use to predict: such a model is loaded from a copy of its
+    description without them. Its weights are not copied.
+    """
+    import tensorflow as tf
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    try:
+        return tf.saved_model.load(path)
+    except AttributeError:
+        written = os.path.join(path, "saved_model.pb")
+        if not os.path.exists(written):  # as text, which Keras never does
+            raise
+        with open(written, "rb") as file:
+            description = saved_model_pb2.SavedModel.FromString(file.read())
+        nodes = [node for graph in description.meta_graphs for node in graph.object_graph_def.nodes]
+        if not any(node.slot_variables for node in nodes):
+            raise
+    for node in nodes:
+        node.ClearField("slot_variables")
+    with tempfile.TemporaryDirectory() as folder:
+        for entry in os.scandir(path):
+            if entry.name != "saved_model.pb":
+                os.symlink(os.path.abspath(entry.path), os.path.join(folder, entry.name))
+        with open(os.path.join(folder, "saved_model.pb"), "wb") as file:
+            file.write(description.SerializeToString())
+        return tf.saved_model.load(folder)
 
 
 def _signature(loaded: Any) -> Any:

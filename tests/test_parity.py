@@ -689,6 +689,15 @@ SAVED = {
 }
 
 
+def test_saved_model_of_keras_2():
+    """TensorFlow itself cannot load what Keras 2 saved of a model compiled with its older Adam."""
+    path = str(Path(__file__).parent / "models" / "keras2_adam")
+    with pytest.raises(AttributeError, match="add_slot"):
+        tf.saved_model.load(path)
+    expected = np.array([[-1.0514154434204102, -0.8146740198135376, -0.05296938866376877]], np.float32)
+    assert_same(handle(path).predict(np.ones((1, 4), np.float32)), expected)
+
+
 def named(outputs: Any) -> Any:
     """Several outputs as a SavedModel names them."""
     if isinstance(outputs, list):
