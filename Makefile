@@ -93,7 +93,7 @@ fuzz: .venv/.dev
 storm: .venv/.dev
 	TFPOOL_STORM_REQUESTS=10000 $(VENV) -m pytest -n 0 -s -o timeout=1800 tests/test_company.py::test_storm
 
-# Ten minutes of steady load on predictors: does the memory of any process grow?
+# Ten minutes of steady load on predictors, and ten with a model that leaks: does any process grow, and would it be seen?
 soak: .venv/.dev servers
 	$(VENV) benchmarks/bench.py soak $(BENCH_OPTIONS)
 

@@ -64,6 +64,14 @@ CONTESTANTS = {
         variables={"BENCH_PREDICTORS": "1", "BENCH_BATCH_TIMEOUT": "0.01"},
         suites=("throughput", "crowd"),
     ),
+    # Whether a leak would be seen.
+    "leaky": Contestant(
+        "the same with a model that leaks",
+        "leaky",
+        pool="celery_tfpool:TFPrefork",
+        variables={"BENCH_PREDICTORS": "1"},
+        suites=("soak",),
+    ),
     "unshared": Contestant(
         "TFPrefork, tf_preimport and tf_share_weights off",
         "tfpool",

@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 from contestants import CONTESTANTS, NOOP, PLAIN_LOOP
 from models import TITLES
+from suites import soak
 from tabulate import tabulate
 
 matplotlib.use("Agg")
@@ -369,21 +370,26 @@ def _leak_picture(rows: list[Row]) -> Any:
 
 # -- soak --------------------------------------------------------------------------
 
-_PARTS = {"main": "worker main", "children": "all children", "others": "predictors", "pss": "PSS of the whole worker"}
+_PARTS = {**soak.KINDS, "pss": "PSS of the whole worker"}
 
 
 def _soak_table(rows: list[Row]) -> str:
     lines = []
     for key in _values(_good(rows), "contestant"):
         own = _good(rows, contestant=key)
-        half = own[len(own) // 2 :]
-        minutes = (half[-1]["seconds"] - half[0]["seconds"]) / 60
         for part, title in _PARTS.items():
-            sizes = [row[part] / 1e6 for row in own]
-            growth = f"{(half[-1][part] - half[0][part]) / 1e6 / minutes:+.2f}" if minutes else "—"
-            cells = [f"{own[-1]['tasks']:,}", f"{sizes[0]:,.1f}", f"{sizes[-1]:,.1f}", growth]
+            slope, error = soak.trend(own, part)
+            sizes = [f"{row[part] / 1e6:,.1f}" for row in (own[0], own[-1])]
+            descriptors = [str(row[f"{part}_descriptors"]) if part in soak.KINDS else "" for row in (own[1], own[-1])]
+            cells = [f"{own[-1]['tasks']:,}", *sizes, f"{slope:+.2f} ± {error:.2f}", *descriptors]
             lines.append([f"{NAMES[key]}: {title}", *cells])
-    return _table(lines, ["", "tasks", "MB at first", "MB at last", "MB per minute in the second half"]) + "\n"
+    headers = ["", "tasks", "MB at first", "MB at last", "MB per minute", "descriptors at first", "at last"]
+    wrong = soak.wrong(rows)
+    verdict = "Not as it should be: " + "; ".join(wrong) if wrong else "Nothing grows, and the leak is seen."
+    return (
+        f"{_table(lines, headers)}\n\nMB per minute: slope of the second half, by least squares, and its standard "
+        f"error. More than {soak.LEAK:g} and twice the error is a leak. {verdict}\n"
+    )
 
 
 def _soak_picture(rows: list[Row]) -> Any:

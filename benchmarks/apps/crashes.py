@@ -16,7 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "apps"))
 RESPONSE_TIMEOUT = 5.0
 
 app = celery_app(__name__)
-app.conf.tf_model_path = "trapped:model"
+app.conf.tf_model_path = {
+    "default": {"path": "trapped:model", "batch": True}
+}  # its Python code takes each row by itself
 app.conf.tf_predictors = int(os.environ.get("BENCH_PREDICTORS", "0"))
 app.conf.tf_response_timeout = RESPONSE_TIMEOUT
 
