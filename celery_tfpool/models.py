@@ -16,6 +16,7 @@ called is for `loading` and the runners.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import threading
@@ -122,8 +123,12 @@ class Handle:
     def __copy__(self) -> Handle:
         return self
 
-    def __deepcopy__(self, memo: Any) -> Handle:
-        return self
+    def __deepcopy__(self, memo: Any) -> Any:
+        try:
+            model = self._lazy.keras_model("__deepcopy__")
+        except AttributeError:  # a pack or a SavedModel: nothing of it can be changed
+            return self
+        return copy.deepcopy(model, memo)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

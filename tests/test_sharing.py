@@ -54,7 +54,7 @@ def run(*command: str, cache: Path, **variables: str) -> subprocess.CompletedPro
 # -- what is shared ------------------------------------------------------------
 
 
-def test_shared(start_worker: StartWorker, large: str, engine: str) -> None:
+def test_shared(start_worker: StartWorker, large: str, engine: str, tmp_path: Path) -> None:
     """Every child maps the pack, a replacement too, and has written little of 80 MB."""
     worker = start_worker("-c", "2", broker=engine, conf={"tf_model_path": {"large": large}})
     assert ".> models:      large = " in worker.log
@@ -63,14 +63,8 @@ def test_shared(start_worker: StartWorker, large: str, engine: str) -> None:
     before = worker.children()
     os.kill(before[0], signal.SIGKILL)
     wait_until(lambda: len(worker.children()) == 2 and worker.children() != before, "a replacement")
-
-    def all_have_predicted() -> bool:
-        # Longer than a broker takes to look for messages, so neither child can take both.
-        both = [worker.send("predict_and_nap", ONES, 3) for _ in range(2)]
-        assert [expected] * 2 == [result.get(timeout=PATIENCE) for result in both]
-        return all(child["models"].get("large", {}).get("loaded") for child in tfpool(worker)["children"])
-
-    wait_until(all_have_predicted, "a prediction by each child")
+    both = [worker.send("predict_and_meet", ONES, str(tmp_path), 2) for _ in range(2)]
+    assert [expected] * 2 == [result.get(timeout=PATIENCE) for result in both]
     facts = tfpool(worker)
     packed = facts["packs"]["large"]
     assert packed["packed"] is True
@@ -508,17 +502,20 @@ def test_damaged_pack_of_the_users(start_worker: StartWorker, tmp_path: Path) ->
 
 def test_workers_killed_at_random(start_worker: StartWorker, digits: str, tmp_path: Path) -> None:
     """SIGKILL of worker main at any moment of its start, packing included: the next start finds no damage."""
-    conf, chance = {"tf_model_path": digits, "tf_cache_dir": str(tmp_path / "cache")}, random.Random(4)
-    for _ in range(4):
+    cache, chance = tmp_path / "cache", random.Random(4)
+    conf = {"tf_model_path": digits, "tf_cache_dir": str(cache)}
+    half_made = 0
+    for after in (0, *(chance.uniform(0, 1.5) for _ in range(3))):
         worker = start_worker("-c", "1", conf=conf, wait=False)
-        while not (tmp_path / "cache").exists():
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0, 1.5))
+        wait_until(lambda: [*cache.glob("temporary-*"), *cache.glob("*/pack.json")], "it packs, or has a pack")
+        time.sleep(after)
         psutil.Process(worker.process.pid).kill()
         worker.process.wait()
         wait_until(lambda worker=worker: not marked(worker.mark), "the end of what it had started")
+        half_made += bool(list(cache.glob("temporary-*")))
+    assert half_made > 0
     worker = start_worker("-c", "1", conf=conf)
     assert [[16.0]] == worker.call("predict_row", ONES)[1]
     (child,) = tfpool(worker)["children"]
     assert child["models"]["default"]["packed"] is True
-    assert [] == list((tmp_path / "cache").glob("temporary-*"))
+    assert [] == list(cache.glob("temporary-*"))

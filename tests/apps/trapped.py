@@ -4,13 +4,22 @@ import ctypes
 import os
 import signal
 import time
+from pathlib import Path
 
-RAISE, EXIT, KILL, CRASH = 13, 3, 9, 11
+RAISE, EXIT, KILL, CRASH, GATE = 13, 3, 9, 11, 17
 
 
 def seconds(number):
     """The input whose call takes so many seconds, up to 100."""
     return 100 + number
+
+
+def wait_at_gate():
+    """Say in the folder ``$GATE`` that it is being computed, and wait there until that is allowed to end."""
+    gate = Path(os.environ["GATE"])
+    (gate / "computing").touch()
+    while not (gate / "open").exists():
+        time.sleep(0.01)
 
 
 def doubling(function):
@@ -38,6 +47,8 @@ def model():
                 os.kill(os.getpid(), signal.SIGKILL)
             if value == CRASH:
                 ctypes.string_at(0)
+            if value == GATE:
+                wait_at_gate()
             if 100 <= value < 200:
                 time.sleep(float(value) - 100)
         return x
