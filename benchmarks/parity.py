@@ -27,12 +27,13 @@ import tensorflow as tf
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+from celery_tfpool.models.handle.handle import Handle, Models
 from zoo import ZOO, Specimen
 
-from celery_tfpool import loading, pack
-from celery_tfpool.models import Handle, Models
-from celery_tfpool.pack_runner import PackRunner
-from celery_tfpool.runner import CannotPack
+from celery_tfpool.packs.attach import PackRunner
+from celery_tfpool.packs.write import write
+from celery_tfpool.runners import loading
+from celery_tfpool.runners.protocol import CannotPack
 
 ROUNDS, OURS_PER_ROUND = 60, 20
 LEAK_CALLS = 5_000
@@ -74,7 +75,7 @@ def packed(specimen: Specimen, theirs: Any, path: str) -> str:
     folder = f"{path}.pack"
     os.mkdir(folder)
     try:
-        pack.write(loading.load("model", path, safe_mode=True), folder)
+        write(loading.load("model", path, safe_mode=True), folder)
     except CannotPack as exc:
         return f"not packed: {exc} | "
     # Models would load the model itself where a pack cannot be used.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .child import get_model
 from .errors import (
     ForkGuardError,
     InvalidInputError,
@@ -21,9 +20,10 @@ from .errors import (
     TFPoolError,
     UnknownModelError,
 )
+from .pool.child import get_model
 
 if TYPE_CHECKING:
-    from .prefork import TFPrefork
+    from .pool.prefork import TFPrefork
 
 __version__ = "0.1.0"
 
@@ -46,7 +46,7 @@ __all__ = (
 def __getattr__(name: str) -> Any:
     # An app that calls get_model() under another pool need not import prefork.
     if name == "TFPrefork":
-        from .prefork import TFPrefork
+        from .pool.prefork import TFPrefork
 
         return TFPrefork
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

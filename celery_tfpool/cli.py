@@ -26,14 +26,14 @@ from celery.bin.base import CeleryCommand, CeleryOption
 from celery.utils.imports import cwd_in_path
 from celery.utils.log import get_logger
 
-from . import config, models, pack_cache, packer, runtime, sources
-from . import control as control  # registers `celery inspect tfpool`
-from . import pack as pack_files
-from .config import ENVIRONMENT_VARIABLE
 from .errors import ModelLoadError, TFPoolError
-from .pack_cache import PackCache
-from .runner import CannotPack
-from .values import short
+from .models import handle
+from .packs import build, manifest
+from .packs.cache import PackCache, default_folder
+from .runners import location, tf_state
+from .runners.convert import short
+from .runners.protocol import CannotPack
+from .settings import ENVIRONMENT_VARIABLE, read
 
 logger = get_logger(__name__)
 
@@ -84,7 +84,7 @@ def extend_worker_command() -> None:
 
 
 extend_worker_command()
-runtime.watch()
+tf_state.watch()
 
 
 @click.group(help="Keras models for the TFPrefork pool.")
@@ -100,19 +100,19 @@ def check(path: str, unsafe: bool) -> None:
 
     PATH is a .keras or .h5 file, a SavedModel folder, or module:function.
     """
-    lazy = models.LazyModel("model", path, safe_mode=not unsafe)
+    lazy = handle.LazyModel("model", path, safe_mode=not unsafe)
     with cwd_in_path():
         try:
-            kind = sources.check(path, safe_mode=not unsafe).value
+            kind = location.check(path, safe_mode=not unsafe).value
             runner = lazy.load()
-        except sources.BadSource as exc:
+        except location.BadSource as exc:
             raise click.ClickException(f"{path}: {exc}") from exc
         except ModelLoadError as exc:
             raise click.ClickException(f"{path}: {exc.args[2]}") from exc
     import tensorflow as tf
 
     click.echo(f"{path}: {kind}, loaded in {lazy.load_time:.2f} s")
-    click.echo("versions: " + ", ".join(" ".join(item) for item in runtime.versions().items()))
+    click.echo("versions: " + ", ".join(" ".join(item) for item in tf_state.versions().items()))
     for title, ports in (("input", runner.inputs), ("output", runner.outputs)):
         for port in ports:
             click.echo(f"{title:<7} {port}")
@@ -140,7 +140,7 @@ def pack(path: str, output: str, unsafe: bool) -> None:
         raise click.ClickException(f"{output} is there already; give a folder that is empty or does not exist")
     try:
         with cwd_in_path(), made_aside(target) as folder:
-            remark = packer.write_checked(models.LazyModel("model", path, safe_mode=not unsafe).load(), str(folder))
+            remark = build.write_checked(handle.LazyModel("model", path, safe_mode=not unsafe).load(), str(folder))
     except CannotPack as exc:
         reason = f"cannot be packed: {exc}"
     except OSError as exc:
@@ -151,7 +151,7 @@ def pack(path: str, output: str, unsafe: bool) -> None:
         reason = f"cannot be packed: {type(exc).__name__}: {short(exc)}"
     else:
         click.echo(
-            f"{output}: {pack_files.read_manifest(output).bytes / 1e6:.1f} MB, made of {path}"
+            f"{output}: {manifest.read_manifest(output).bytes / 1e6:.1f} MB, made of {path}"
             + (f"; {remark}" if remark else "")
         )
         return
@@ -173,7 +173,7 @@ def made_aside(target: Path) -> Iterator[Path]:
         yield aside
         if existed:
             # The manifest comes last: a folder without one is no pack.
-            for part in sorted(aside.iterdir(), key=lambda part: part.name == pack_files.MANIFEST):
+            for part in sorted(aside.iterdir(), key=lambda part: part.name == manifest.MANIFEST):
                 part.rename(target / part.name)
         else:
             aside.rename(target)
@@ -186,8 +186,8 @@ def made_aside(target: Path) -> Iterator[Path]:
 @click.pass_context
 def cache(ctx: click.Context, clear: bool) -> None:
     """List the packs that workers have made, or remove them."""
-    settings = config.read(ctx.obj.app.conf, os.environ)
-    packs = PackCache(Path(settings.cache_dir or pack_cache.default_folder(os.environ)), settings.cache_max_bytes)
+    settings = read(ctx.obj.app.conf, os.environ)
+    packs = PackCache(Path(settings.cache_dir or default_folder(os.environ)), settings.cache_max_bytes)
     if clear:
         removed = packs.trim(0)
         click.echo(f"removed {len(removed)} of {packs.folder}, {sum(entry.bytes for entry in removed) / 1e6:.1f} MB")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_tfpool.batching import Batcher, Part
+from celery_tfpool.predictors.batching import Batcher, Part
 
 
 def add(

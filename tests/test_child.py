@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from conftest import APPS, PATIENCE, StartWorker
 
-from celery_tfpool import child
-from celery_tfpool.child import Plan
+from celery_tfpool.pool import child
+from celery_tfpool.pool.child import Plan
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def test_on_the_command_line(start_worker: StartWorker, digits: str, option: str
     worker = start_worker("-c", "1", pool=option, conf=conf | {"tf_model_path": digits}, env=env)
     assert [[32.0]] == worker.call("predict", 1, None, 2.0)
     stats = worker.stats()
-    assert "celery_tfpool.prefork:TFPrefork" == stats["pool"]["implementation"]
+    assert "celery_tfpool.pool.prefork:TFPrefork" == stats["pool"]["implementation"]
     assert {"default": digits} == stats["tfpool"]["models"]
     assert 1 == len(stats["pool"]["processes"])
     assert stats["tfpool"]["models"] == worker.control("tfpool")["models"]

@@ -29,14 +29,14 @@ from celery_tfpool import (
     PredictionTimeout,
     PredictorOverloaded,
     PredictorUnavailable,
-    predictor_client,
 )
-from celery_tfpool.arrays import encode
-from celery_tfpool.config import ModelPath, Settings
-from celery_tfpool.messages import Reader, message
-from celery_tfpool.predictor import Job, started_at
-from celery_tfpool.predictor_client import Client, Limits, RemoteRunner, ask_statistics, socket_path
-from celery_tfpool.supervisor import Supervisor
+from celery_tfpool.predictors import client
+from celery_tfpool.predictors.client import Client, Limits, RemoteRunner, ask_statistics, socket_path
+from celery_tfpool.predictors.codec import encode
+from celery_tfpool.predictors.framing import Reader, message
+from celery_tfpool.predictors.server import Job, started_at
+from celery_tfpool.predictors.supervisor import Supervisor
+from celery_tfpool.settings import ModelPath, Settings
 
 
 class Company:
@@ -457,10 +457,10 @@ def test_a_fork_does_not_keep_its_parents_request(slow: tuple[Company, Callable[
 
 def test_answer_for_somebody_else(tmp_path: Path) -> None:
     """An answer of another number is not taken."""
-    from celery_tfpool import load_board
+    from celery_tfpool.predictors import busyness
 
-    load_board.make(str(tmp_path), 1)
-    known = predictor_client.Predictors(str(tmp_path), {}, 10.0, 2**20)
+    busyness.make(str(tmp_path), 1)
+    known = client.Predictors(str(tmp_path), {}, 10.0, 2**20)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(socket_path(str(tmp_path), 0))
     listener.listen()

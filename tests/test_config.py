@@ -8,27 +8,27 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_tfpool import config
-from celery_tfpool.config import ModelPath, Settings
+from celery_tfpool import settings
 from celery_tfpool.errors import SettingsError
+from celery_tfpool.settings import ModelPath, Settings
 
 
 def test_defaults() -> None:
     """Nothing has to be set."""
-    assert Settings() == config.check({}, {})
+    assert Settings() == settings.check({}, {})
 
 
 def test_several_models() -> None:
     """A dict names its models; a lone path has the name "default"."""
-    assert (ModelPath("a", "x.keras"), ModelPath("b", "m:f")) == config.read(
+    assert (ModelPath("a", "x.keras"), ModelPath("b", "m:f")) == settings.read(
         {"tf_model_path": {"a": "x.keras", "b": "m:f"}}, {}
     ).model_path
-    assert (ModelPath("default", "x.keras"),) == config.read({"tf_model_path": Path("x.keras")}, {}).model_path
+    assert (ModelPath("default", "x.keras"),) == settings.read({"tf_model_path": Path("x.keras")}, {}).model_path
 
 
 def test_environment_goes_before_configuration() -> None:
-    settings = config.read({"tf_model_path": "conf.keras"}, {"CELERY_TF_MODEL_PATH": "env.keras"})
-    assert (ModelPath("default", "env.keras"),) == settings.model_path
+    found = settings.read({"tf_model_path": "conf.keras"}, {"CELERY_TF_MODEL_PATH": "env.keras"})
+    assert (ModelPath("default", "env.keras"),) == found.model_path
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_environment_goes_before_configuration() -> None:
 def test_wrong_value(key: str, value: Any, allowed: str) -> None:
     """Names the setting, what is allowed, and the value."""
     with pytest.raises(SettingsError) as caught:
-        config.check({key: value}, {})
+        settings.check({key: value}, {})
     message = str(caught.value)
     assert f"{key}: " in message
     assert allowed in message
@@ -60,7 +60,7 @@ def test_wrong_value(key: str, value: Any, allowed: str) -> None:
 def test_all_problems_at_once() -> None:
     """Wrong values and unknown keys, with the nearest right name."""
     with pytest.raises(SettingsError) as caught:
-        config.check({"tf_model_lod": "eager", "tf_safe_mode": 1, "tf_fork_guard": None, "task_acks_late": 1}, {})
+        settings.check({"tf_model_lod": "eager", "tf_safe_mode": 1, "tf_fork_guard": None, "task_acks_late": 1}, {})
     assert [
         "bad settings:",
         "  tf_model_lod: unknown (did you mean tf_model_load?)",
@@ -73,15 +73,15 @@ def test_namespace() -> None:
     """Django's settings: CELERY_TF_…; other people's TF_… are not ours."""
     app = Celery(set_as_current=False)
     app.config_from_object({"CELERY_TF_MODEL_PATH": "x.keras", "TF_ENABLE_ONEDNN_OPTS": 1}, namespace="CELERY")
-    assert (ModelPath("default", "x.keras"),) == config.check(app.conf, {}, "CELERY").model_path
+    assert (ModelPath("default", "x.keras"),) == settings.check(app.conf, {}, "CELERY").model_path
 
     app = Celery(set_as_current=False)
     app.config_from_object({"CELERY_TF_MODEL_PAHT": "x.keras"}, namespace="CELERY")
     with pytest.raises(SettingsError, match=r"CELERY_TF_MODEL_PAHT: unknown \(did you mean tf_model_path\?\)"):
-        config.check(app.conf, {}, "CELERY")
+        settings.check(app.conf, {}, "CELERY")
 
 
 def test_documentation_is_fresh() -> None:
     """docs/settings.md is what the settings print: `make docs` writes it."""
     page = (Path(__file__).parent.parent / "docs" / "settings.md").read_text(encoding="utf-8")
-    assert config.markdown_page() == page
+    assert settings.markdown_page() == page

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from celery_tfpool import freezing
-from celery_tfpool.keras_runner import KerasRunner
+from celery_tfpool.predictors import freezing
+from celery_tfpool.runners.keras_model import KerasRunner
 
 Layer = Callable[[Any], Any]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from celery_tfpool.arrays import CannotDecode, decode, encode
-from celery_tfpool.messages import BadMessage, Reader, message
+from celery_tfpool.predictors.codec import CannotDecode, decode, encode
+from celery_tfpool.predictors.framing import BadMessage, Reader, message
 
 MESSAGES = int(os.environ.get("TFPOOL_FUZZ_MESSAGES", "20000"))
 MAX_BODY = 1 << 20

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from celery_tfpool.arrays import ALIGNMENT, CannotDecode, CannotEncode, aligned, decode, encode
-from celery_tfpool.messages import BadMessage, Message, Reader, TooLarge, message
+from celery_tfpool.predictors.codec import ALIGNMENT, CannotDecode, CannotEncode, aligned, decode, encode
+from celery_tfpool.predictors.framing import BadMessage, Message, Reader, TooLarge, message
 
 
 def through(structure: Any) -> Any:

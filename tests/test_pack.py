@@ -14,20 +14,22 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from celery_tfpool.models.handle.handle import Handle, LazyModel
 from conftest import quiet
 from keras import layers, ops
 from test_parity import CASES, assert_same, for_keras, keras_itself
 from zoo import ZOO, chain, normal
 
-from celery_tfpool import SettingsError, bootstep, errors, memory, pack, packer
-from celery_tfpool.config import ModelPath, Settings
-from celery_tfpool.keras_runner import KerasRunner, declared
-from celery_tfpool.loading import load
-from celery_tfpool.models import Handle, LazyModel
-from celery_tfpool.pack_cache import PackCache
-from celery_tfpool.pack_runner import PackRunner
-from celery_tfpool.runner import CannotPack
-from celery_tfpool.sources import BadSource
+from celery_tfpool import SettingsError, errors, processes
+from celery_tfpool.packs import attach, build, manifest, write
+from celery_tfpool.packs.attach import PackRunner
+from celery_tfpool.packs.cache import PackCache
+from celery_tfpool.pool import startup
+from celery_tfpool.runners.keras_model import KerasRunner, declared
+from celery_tfpool.runners.loading import load
+from celery_tfpool.runners.location import BadSource
+from celery_tfpool.runners.protocol import CannotPack
+from celery_tfpool.settings import ModelPath, Settings
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore:__array__")]
 
@@ -66,7 +68,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
 
 def pack_of(path: str, folder: Path) -> str:
     folder.mkdir()
-    pack.write(load("model", path, safe_mode=True), str(folder))
+    write.write(load("model", path, safe_mode=True), str(folder))
     return str(folder)
 
 
@@ -116,7 +118,7 @@ def test_cannot_be_packed(tmp_path: Path, name: str) -> None:
 
     with pytest.raises(CannotPack, match=CANNOT[name]):
         pack_of(path, tmp_path / "pack")
-    assert not pack.is_pack(str(tmp_path / "pack"))
+    assert not manifest.is_pack(str(tmp_path / "pack"))
 
 
 def test_python_function_cannot_be_packed(tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_listed_in_limits(tmp_path: Path, kind: str) -> None:
 
     for _ in range(2):
         with pytest.raises(CannotPack, match=reason):
-            packer.find_or_make("model", path, cache, safe_mode=True)
+            build.find_or_make("model", path, cache, safe_mode=True)
     (entry,) = cache.entries()
     assert entry.note
 
@@ -206,7 +208,7 @@ def test_listed_in_limits(tmp_path: Path, kind: str) -> None:
 def test_remote_is_not_packed(tmp_path: Path) -> None:
     """Nobody can see from here whether what stands at a URL has changed."""
     with pytest.raises(CannotPack, match="only a file or folder on this machine can be seen to have changed"):
-        packer.find_or_make("model", "gs://bucket/model.keras", PackCache(tmp_path, 2**30), safe_mode=True)
+        build.find_or_make("model", "gs://bucket/model.keras", PackCache(tmp_path, 2**30), safe_mode=True)
     assert [] == list(tmp_path.iterdir())
 
 
@@ -302,7 +304,7 @@ def test_state_between_calls(of_model: Callable[[Any], tuple[Any, LazyModel]]) -
         runner = PackRunner("model", lazy.pack or "")
         for answer in expected:
             assert_same(runner.predict(x, 1), answer)
-    pack.verify(lazy.pack or "")
+    manifest.verify(lazy.pack or "")
 
 
 def test_random_numbers(of_model: Callable[[Any], tuple[Any, LazyModel]]) -> None:
@@ -334,14 +336,14 @@ def test_weights_are_shared(tmp_path: Path) -> None:
     folder = pack_of(path, tmp_path / "pack")
     program = f"""
 import numpy as np
-from celery_tfpool.loading import load
-from celery_tfpool import memory
+from celery_tfpool.runners.loading import load
+from celery_tfpool import processes
 small = load("small", {pack_of(str(small_model(tmp_path)), tmp_path / "small")!r}, safe_mode=True)
 small.predict(np.ones((1, 2)), 1)
-before = memory.written_here()
+before = processes.written_here()
 model = load("model", {{}}, safe_mode=True)
 model.predict(np.ones((1, 3200)), 1)
-print(memory.written_here() - before)
+print(processes.written_here() - before)
 """
     packed, plain = (int(run_python(program.format(repr(source)))) for source in (folder, path))
     assert plain > 80e6
@@ -373,19 +375,19 @@ def test_damage_is_noticed(tmp_path: Path, name: str, damage: Callable[[Path], N
     folder = pack_of(str(small_model(tmp_path)), tmp_path / "pack")
     damage(tmp_path / "pack" / name)
 
-    with pytest.raises(pack.DamagedPack):
-        pack.verify(folder)
+    with pytest.raises(manifest.DamagedPack):
+        manifest.verify(folder)
     if damage is not flip:
-        with pytest.raises(pack.DamagedPack):
-            pack.attach(folder)
+        with pytest.raises(manifest.DamagedPack):
+            attach.attach(folder)
 
 
 def test_format_of_the_future(tmp_path: Path) -> None:
     folder = pack_of(str(small_model(tmp_path)), tmp_path / "pack")
     facts = json.loads((tmp_path / "pack" / "pack.json").read_text())
     (tmp_path / "pack" / "pack.json").write_text(json.dumps({**facts, "format": 99}))
-    with pytest.raises(pack.DamagedPack, match="format 99; this version of celery_tfpool knows 1"):
-        pack.attach(folder)
+    with pytest.raises(manifest.DamagedPack, match="format 99; this version of celery_tfpool knows 1"):
+        attach.attach(folder)
 
 
 def test_damaged_pack_is_left_for_the_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -407,10 +409,10 @@ def test_manifest_survives_json(tmp_path: Path) -> None:
     ZOO["several, nested"].build().save(path)
     folder = tmp_path / "pack"
     folder.mkdir()
-    written = pack.write(load("model", path, safe_mode=True), str(folder))
+    written = write.write(load("model", path, safe_mode=True), str(folder))
 
-    assert written == pack.read_manifest(str(folder))
-    assert memory.of_process(os.getpid())["private"] > 0
+    assert written == manifest.read_manifest(str(folder))
+    assert processes.memory_of(os.getpid())["private"] > 0
 
 
 # -- whose pack it is -----------------------------------------------------------------
@@ -421,7 +423,7 @@ def made(tmp_path: Path) -> Path:
     """A pack of a small model."""
     folder = tmp_path / "pack"
     folder.mkdir()
-    pack.write(KerasRunner("m", keras.Sequential([layers.Input((2,)), layers.Dense(1)])), str(folder))
+    write.write(KerasRunner("m", keras.Sequential([layers.Input((2,)), layers.Dense(1)])), str(folder))
     return folder
 
 
@@ -430,7 +432,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     facts = json.loads((folder / "pack.json").read_text())
     del facts["checksum"]
     change(facts)
-    (folder / "pack.json").write_text(json.dumps({**facts, "checksum": pack._checksum(facts)}))
+    (folder / "pack.json").write_text(json.dumps({**facts, "checksum": manifest._checksum(facts)}))
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "weights/../../outside", "link"])
@@ -439,16 +441,16 @@ def test_files_elsewhere(made: Path, name: str) -> None:
     (made.parent / "outside").write_text("secret")
     (made / "link").symlink_to(made.parent / "outside")
     rewrite(made, lambda facts: facts["files"].update({name: {"bytes": 6, "sha256": "0"}}))
-    for look in (pack.read_manifest, pack.verify, pack.attach):
-        with pytest.raises(pack.DamagedPack, match=f"names '{name}', which is not in its folder"):
+    for look in (manifest.read_manifest, manifest.verify, attach.attach):
+        with pytest.raises(manifest.DamagedPack, match=f"names '{name}', which is not in its folder"):
             look(str(made))
 
 
 @pytest.mark.parametrize("name", ["weights/0.npy", "graph.pb"])
 def test_files_that_nobody_verifies(made: Path, name: str) -> None:
     rewrite(made, lambda facts: facts["files"].pop(name))
-    with pytest.raises(pack.DamagedPack, match=f"has no checksum of '{name}'"):
-        pack.read_manifest(str(made))
+    with pytest.raises(manifest.DamagedPack, match=f"has no checksum of '{name}'"):
+        manifest.read_manifest(str(made))
 
 
 @pytest.mark.parametrize("name", ["tensorflow", "keras", "celery_tfpool"])
@@ -457,15 +459,15 @@ def test_pack_of_another_version(made: Path, name: str, version: str | None) -> 
     """Is refused, by whoever might use it, with both versions and what to do."""
     assert PackRunner("m", str(made)).predict(np.ones((1, 2)), None).shape == (1, 1)
     assert load("m", str(made), safe_mode=True)
-    here = pack.versions_here()[name]
+    here = manifest.versions_here()[name]
     rewrite(made, lambda facts: facts["versions"].update({name: version}) if version else facts["versions"].pop(name))
     told = rf"the pack was made by {name} {version or 'of unknown version'}; here is {name} {here}. Make it again"
     with pytest.raises(BadSource, match=told):
         load("m", str(made), safe_mode=True)
     with pytest.raises(BadSource, match=told):
-        packer.find_or_make("m", str(made), PackCache(made.parent / "cache", 2**30), safe_mode=True)
+        build.find_or_make("m", str(made), PackCache(made.parent / "cache", 2**30), safe_mode=True)
     with pytest.raises(SettingsError, match=told):
-        bootstep.check_models(Settings(model_path=(ModelPath("m", str(made)),)))
+        startup.check_models(Settings(model_path=(ModelPath("m", str(made)),)))
 
 
 class Noise(layers.Layer):
@@ -478,18 +480,18 @@ class Noise(layers.Layer):
 def test_random_model(tmp_path: Path) -> None:
     """Is packed, and said to be random; a pack with other numbers than a model that is not is refused."""
     model = keras.Sequential([layers.Input((2,)), Noise()])
-    assert "its outputs are random: they differ from call to call" in packer.write_checked(
+    assert "its outputs are random: they differ from call to call" in build.write_checked(
         KerasRunner("m", model), str(tmp_path)
     )
 
 
 def test_pack_with_other_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = keras.Sequential([layers.Input((2,)), layers.Dense(1, kernel_initializer="ones", bias_initializer="ones")])
-    original = pack._write_weight
+    original = write._write_weight
 
     def write_other(folder: str, number: int, captured: Any) -> Any:
         return original(folder, number, (captured[0] + 1, captured[1]))
 
-    monkeypatch.setattr(pack, "_write_weight", write_other)
+    monkeypatch.setattr(write, "_write_weight", write_other)
     with pytest.raises(CannotPack, match="its pack gives other numbers than the model itself"):
-        packer.write_checked(KerasRunner("m", model), str(tmp_path))
+        build.write_checked(KerasRunner("m", model), str(tmp_path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import random
 import shutil
@@ -23,28 +24,29 @@ import numpy as np
 import pytest
 from conftest import make_model, quiet, wait_until
 
-from celery_tfpool import fingerprint, loading, pack, pack_cache, packer, runtime, sources
-from celery_tfpool.inputs import Named
-from celery_tfpool.pack_cache import CacheUnusable, PackCache
-from celery_tfpool.pack_runner import PackRunner
-from celery_tfpool.runner import CannotPack
+from celery_tfpool.packs import build, fingerprint, manifest
+from celery_tfpool.packs.attach import PackRunner
+from celery_tfpool.packs.cache import CacheUnusable, PackCache
+from celery_tfpool.runners import loading, location, tf_state
+from celery_tfpool.runners.inputs import Named
+from celery_tfpool.runners.protocol import CannotPack
 
 #: A process that makes, or finds, the pack of a model in a cache, and prints where and whether it made it.
 PACKER = textwrap.dedent(
     """
     import sys
     from pathlib import Path
-    from celery_tfpool import packer
-    from celery_tfpool.pack_cache import PackCache
+    from celery_tfpool.packs import build
+    from celery_tfpool.packs.cache import PackCache
     path, folder, max_bytes = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     made = []
-    original = packer.write_checked
+    original = build.write_checked
     def write_checked(*arguments):
         made.append(1)
         print("begins", flush=True)
         return original(*arguments)
-    packer.write_checked = write_checked
-    found = packer.find_or_make("model", path, PackCache(folder, max_bytes), safe_mode=True)
+    build.write_checked = write_checked
+    found = build.find_or_make("model", path, PackCache(folder, max_bytes), safe_mode=True)
     print(found.folder, len(made), flush=True)
     """
 )
@@ -78,9 +80,9 @@ def fake(size: int = 100) -> Callable[[str], None]:
 
     def make(folder: str) -> None:
         Path(folder, "graph.pb").write_bytes(os.urandom(size))
-        files = {"graph.pb": pack._facts(os.path.join(folder, "graph.pb"))}
-        manifest = pack.Manifest("f", Named([], []), [], [], {}, files)
-        Path(folder, "pack.json").write_text(pack.json.dumps(manifest.to_json()))
+        files = {"graph.pb": manifest.facts_of(os.path.join(folder, "graph.pb"))}
+        facts = manifest.Manifest("f", Named([], []), [], [], {}, files)
+        Path(folder, "pack.json").write_text(json.dumps(facts.to_json()))
 
     return make
 
@@ -135,7 +137,9 @@ def test_own_version_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(Path(fingerprint.__file__).parent, tmp_path / "other" / "celery_tfpool")
     with open(tmp_path / "other" / "celery_tfpool" / "errors.py", "a") as file:
         file.write("#\n")
-    program = "import sys; from celery_tfpool.fingerprint import content, key; print(key(content(sys.argv[1]), []))"
+    program = (
+        "import sys; from celery_tfpool.packs.fingerprint import content, key; print(key(content(sys.argv[1]), []))"
+    )
     keys = []
     for place in (Path(fingerprint.__file__).parent.parent, tmp_path / "other"):
         command = [sys.executable, "-c", program, str(model)]
@@ -186,12 +190,12 @@ def test_replaced_while_it_is_packed(
             return runner
         return original(name, where, **options)
 
-    monkeypatch.setattr(packer, "load", load_amid_a_deployment)
-    found = packer.find_or_make("m", str(path), cache, safe_mode=True)
+    monkeypatch.setattr(build, "load", load_amid_a_deployment)
+    found = build.find_or_make("m", str(path), cache, safe_mode=True)
     assert 2 == len(loads)
     for version, expected in (("1", 16.0), ("2", 33.0)):
         path.write_bytes(versions[version])
-        found = packer.find_or_make("m", str(path), cache, safe_mode=True)
+        found = build.find_or_make("m", str(path), cache, safe_mode=True)
         assert expected == PackRunner("m", found.folder).predict(np.ones((1, 16)), None).item()
         assert found.content == fingerprint.content(str(path))
 
@@ -204,17 +208,17 @@ def test_replaced_all_the_while(tmp_path: Path, model: str, monkeypatch: pytest.
         os.utime(path)
         return original(name, where, **options)
 
-    monkeypatch.setattr(packer, "load", load_and_touch)
-    with pytest.raises(sources.BadSource, match="its files change all the while"):
-        packer.find_or_make("m", str(path), cache, safe_mode=True)
+    monkeypatch.setattr(build, "load", load_and_touch)
+    with pytest.raises(location.BadSource, match="its files change all the while"):
+        build.find_or_make("m", str(path), cache, safe_mode=True)
     assert [] == cache.entries()
 
 
 def test_own_code_counts() -> None:
     """The user's modules belong to a model with custom classes; the standard library and installed ones do not."""
-    _, files = fingerprint.code_facts([sys.modules[__name__], pytest, os, pack, None])
+    _, files = fingerprint.code_facts([sys.modules[__name__], pytest, os, manifest, None])
     assert [__file__] == files
-    assert runtime.is_own_code(__file__)
+    assert tf_state.is_own_code(__file__)
 
 
 def test_installed_code_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +313,7 @@ def test_found_again(model: str, cache: PackCache) -> None:
     folder, made = finish(start(model, cache))
     assert 1 == made
     assert (folder, 0) == finish(start(model, cache))
-    pack.verify(folder)
+    manifest.verify(folder)
 
 
 def test_two_at_once_make_one(model: str, cache: PackCache) -> None:
@@ -324,7 +328,7 @@ def test_damaged_is_made_anew(model: str, cache: PackCache) -> None:
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
 
     assert (folder, 1) == finish(start(model, cache))
-    pack.verify(folder)
+    manifest.verify(folder)
     assert [Path(folder).name] == sorted(path.name for path in cache.folder.iterdir() if path.is_dir())
 
 
@@ -341,10 +345,10 @@ def test_killed_at_random(model: str, cache: PackCache) -> None:
         process.communicate()
         half_made += bool(list(cache.folder.glob("temporary-*")))
         for entry in cache.entries():
-            pack.verify(str(entry.folder))
+            manifest.verify(str(entry.folder))
     assert half_made > 0
     folder, _ = finish(start(model, cache))
-    pack.verify(folder)
+    manifest.verify(folder)
     assert [Path(folder).name] == [path.name for path in cache.folder.iterdir() if path.is_dir()]
 
 
@@ -368,7 +372,7 @@ def test_failure_is_not_remembered(cache: PackCache) -> None:
     with pytest.raises(ZeroDivisionError):
         cache.get_or_make("key", fail)
     assert [] == [path for path in cache.folder.iterdir() if path.is_dir()]
-    pack.verify(cache.get_or_make("key", fake()))
+    manifest.verify(cache.get_or_make("key", fake()))
 
 
 # -- no room, no right -----------------------------------------------------------------
@@ -394,12 +398,12 @@ def test_no_home() -> None:
     """A user id that nobody knows, without HOME: no place for packs, said as such."""
     program = (
         "import os\n"
-        "from celery_tfpool import fingerprint, pack_cache\n"
+        "from celery_tfpool.packs import cache, fingerprint\n"
         "os.setuid(54321)\n"
         "fingerprint.environment_facts({}, {})\n"
-        "folder = pack_cache.default_folder({})\n"
-        "try: pack_cache.PackCache(folder, 1).get_or_make('key', print)\n"
-        "except pack_cache.CacheUnusable as exc: print(exc)"
+        "folder = cache.default_folder({})\n"
+        "try: cache.PackCache(folder, 1).get_or_make('key', print)\n"
+        "except cache.CacheUnusable as exc: print(exc)"
     )
     if os.getuid():
         pytest.skip("only root may become somebody else")
@@ -419,7 +423,7 @@ def test_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(CacheUnusable, match="cannot be locked: No locks available"):
-        pack_cache.hold(str(tmp_path))
+        cache.hold(str(tmp_path))
     with pytest.raises(CacheUnusable, match="cache cannot be used: No locks available"):
         PackCache(tmp_path / "cache", 2**30).get_or_make("key", fake())
 
@@ -484,8 +488,8 @@ def test_what_is_in_use_stays(tmp_path: Path) -> None:
     cache.get_or_make("a", fake())
     cache.get_or_make("b", fake())
     program = (
-        "import os, sys, time; from celery_tfpool import pack_cache\n"
-        "assert pack_cache.hold(sys.argv[1]) is not None\n"
+        "import os, sys, time; from celery_tfpool.packs import cache\n"
+        "assert cache.hold(sys.argv[1]) is not None\n"
         "os.fork(); os.write(1, b'%d\\n' % os.getpid()); time.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True)
@@ -502,4 +506,4 @@ def test_what_is_in_use_stays(tmp_path: Path) -> None:
 
 
 def test_hold_what_is_gone(tmp_path: Path) -> None:
-    assert pack_cache.hold(str(tmp_path / "nothing")) is None
+    assert cache.hold(str(tmp_path / "nothing")) is None

@@ -19,6 +19,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from celery_tfpool.models.handle.handle import Handle, Models
 from keras import layers, ops
 from zoo import (
     KERAS,
@@ -35,8 +36,7 @@ from zoo import (
     several_named,
 )
 
-from celery_tfpool.keras_runner import declared
-from celery_tfpool.models import Handle, Models
+from celery_tfpool.runners.keras_model import declared
 
 Pair = tuple[Any, Handle]
 

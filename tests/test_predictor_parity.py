@@ -17,20 +17,21 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from celery_tfpool.models.handle.handle import Handle, Models
 from keras import layers
 from test_parity import for_keras
 from zoo import ZOO, chain
 
-from celery_tfpool import InvalidInputError, packer
-from celery_tfpool.batching import Part
-from celery_tfpool.config import ModelPath, Settings
-from celery_tfpool.loading import load
-from celery_tfpool.models import Handle, Models
-from celery_tfpool.pack_cache import PackCache
-from celery_tfpool.predictor import Job, started_at
-from celery_tfpool.predictor_client import Client, RemoteRunner
-from celery_tfpool.row_check import Reason
-from celery_tfpool.supervisor import Supervisor
+from celery_tfpool import InvalidInputError
+from celery_tfpool.packs import build
+from celery_tfpool.packs.cache import PackCache
+from celery_tfpool.predictors.batching import Part
+from celery_tfpool.predictors.client import Client, RemoteRunner
+from celery_tfpool.predictors.row_check import Reason
+from celery_tfpool.predictors.server import Job, started_at
+from celery_tfpool.predictors.supervisor import Supervisor
+from celery_tfpool.runners.loading import load
+from celery_tfpool.settings import ModelPath, Settings
 
 #: Noise is another every time, also in Keras.
 NAMES = [name for name in ZOO if name != "sampling"]
@@ -53,7 +54,7 @@ def predictors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, t
     for name in ("conv", "dense"):  # the same from packs, the first of them frozen where that is faster
         cache = PackCache(folder / "packs", 2**30)
         path = str(folder / f"{NAMES.index(name)}.keras")
-        packs.append((f"{name}, packed", packer.find_or_make("m", path, cache, safe_mode=True).folder))
+        packs.append((f"{name}, packed", build.find_or_make("m", path, cache, safe_mode=True).folder))
         paths.append(ModelPath(f"{name}, packed", path))
         theirs[f"{name}, packed"] = theirs[name]
     settings = Settings(max_batch_size=16, response_timeout=60.0)
@@ -194,8 +195,8 @@ def outcome(predict: Callable[[], Any]) -> Any:
 
 def test_calls_that_are_sure_to_be_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the clock says: not those that run Python, loop, branch, or take inputs of any size."""
-    from celery_tfpool import served_model
-    from celery_tfpool.keras_runner import KerasRunner
+    from celery_tfpool.predictors import served_model
+    from celery_tfpool.runners.keras_model import KerasRunner
 
     monkeypatch.setattr(served_model, "_QUICK", 60.0)
 
@@ -234,8 +235,8 @@ def test_calls_that_are_sure_to_be_quick(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_batches_as_large_as_pays(monkeypatch: pytest.MonkeyPatch, seconds: Any, expected: int) -> None:
     """More rows in a call that is long already must make each row cheaper."""
-    from celery_tfpool import freezing, served_model
-    from celery_tfpool.keras_runner import KerasRunner
+    from celery_tfpool.predictors import freezing, served_model
+    from celery_tfpool.runners.keras_model import KerasRunner
 
     monkeypatch.setattr(freezing, "fastest", lambda call, values: seconds(len(values[0])))
     served = served_model.ServedModel(KerasRunner("m", chain((3,), layers.Dense(2))), 32)
@@ -250,7 +251,7 @@ def test_batches_in_several_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, seconds: float, parallel: int
 ) -> None:
     """Where calls in one thread each are faster in all, which `_at_once` tells; the same numbers."""
-    from celery_tfpool import freezing, served_model
+    from celery_tfpool.predictors import freezing, served_model
 
     monkeypatch.setattr(freezing, "faster", lambda plain, other, values: other)
     monkeypatch.setattr(served_model, "_QUICK", 0.0)
@@ -267,7 +268,7 @@ def test_batches_in_several_threads(
 
 def test_at_once() -> None:
     """Each call of a thread meets one of each other thread."""
-    from celery_tfpool import served_model
+    from celery_tfpool.predictors import served_model
 
     threads: set[int] = set()
     together = threading.Barrier(3, timeout=60)
@@ -285,13 +286,14 @@ def test_at_once() -> None:
 @pytest.mark.parametrize("name", ["conv", "dense", "lstm", "several, nested", "bfloat16"])
 def test_frozen(tmp_path: Path, name: str, packed: bool) -> None:
     """Variables as constants: the same numbers, of the model itself and of its pack."""
-    from celery_tfpool import freezing, pack
-    from celery_tfpool.pack_runner import PackRunner
+    from celery_tfpool.packs.attach import PackRunner
+    from celery_tfpool.packs.write import write
+    from celery_tfpool.predictors import freezing
 
     runner = saved_and_loaded(tmp_path, name)
     if packed:
         (tmp_path / "pack").mkdir()
-        pack.write(runner, str(tmp_path / "pack"))
+        write(runner, str(tmp_path / "pack"))
         runner = PackRunner(name, str(tmp_path / "pack"))
     frozen = freezing.frozen(runner)
     assert frozen is not None
@@ -302,7 +304,7 @@ def test_frozen(tmp_path: Path, name: str, packed: bool) -> None:
 
 def test_not_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has lookup tables, or is large and has no convolution."""
-    from celery_tfpool import freezing
+    from celery_tfpool.predictors import freezing
 
     assert freezing.frozen(saved_and_loaded(tmp_path, "StringLookup")) is None
     monkeypatch.setattr(freezing, "_SMALL", 100)
@@ -312,9 +314,9 @@ def test_not_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_frozen_with_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keras's numbers come before speed."""
-    from celery_tfpool import freezing, served_model
-    from celery_tfpool.keras_runner import KerasRunner
-    from celery_tfpool.runner import Compiled
+    from celery_tfpool.predictors import freezing, served_model
+    from celery_tfpool.runners.keras_model import KerasRunner
+    from celery_tfpool.runners.protocol import Compiled
 
     model = chain((3,), layers.Dense(2))
     runner = KerasRunner("m", model)

@@ -189,9 +189,9 @@ def test_dead_child_is_replaced_at_once(start_worker: StartWorker) -> None:
 LAST_WORDS = """
 import os, signal
 from conftest import wait_until
-from celery_tfpool.child import Plan
-from celery_tfpool.engines import TFBlockingPool
-from celery_tfpool.pool_worker import CHILD_STATUS
+from celery_tfpool.pool.child import Plan
+from celery_tfpool.pool.engines import TFBlockingPool
+from celery_tfpool.pool.child_main import CHILD_STATUS
 
 pool = TFBlockingPool(processes=1, plan=Plan())
 known = lambda: [(state.slot, state.ready) for state in pool.children.values()]

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from keras import layers, ops
 from zoo import chain
 
-from celery_tfpool.batching import Part
-from celery_tfpool.free_runner import FreeRunner
-from celery_tfpool.keras_runner import KerasRunner
-from celery_tfpool.row_check import Reason, are_close
-from celery_tfpool.served_model import Call, ServedModel, run
-from celery_tfpool.signature_runner import SignatureRunner
+from celery_tfpool.predictors.batching import Part
+from celery_tfpool.predictors.row_check import Reason, are_close
+from celery_tfpool.predictors.served_model import Call, ServedModel, run
+from celery_tfpool.runners.keras_model import KerasRunner
+from celery_tfpool.runners.saved_model import SignatureRunner
+from celery_tfpool.runners.subclassed import FreeRunner
 
 FLOAT32 = float(np.finfo("float32").eps)
 
@@ -223,7 +223,7 @@ class Slow(layers.Layer):
 
 def test_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of which a few calls take longer than warming up may: it starts with what is known by then."""
-    from celery_tfpool import row_check
+    from celery_tfpool.predictors import row_check
 
     monkeypatch.setattr(row_check, "_PYTHON", set())  # what takes its time here would be no reason by itself
     slow = Slow(0.5)

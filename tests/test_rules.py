@@ -16,13 +16,15 @@ from typing import Any
 import pytest
 from celery import Celery
 
-import celery_tfpool.supervisor
-from celery_tfpool import bootstep, errors, runtime
-from celery_tfpool.bootstep import plan
-from celery_tfpool.config import Settings
-from celery_tfpool.fork_guard import fork_decision
-from celery_tfpool.lasting_thread import LastingThread
-from celery_tfpool.watching import GRACE, ChildState, CrashLoop
+import celery_tfpool.predictors.supervisor
+from celery_tfpool import errors
+from celery_tfpool.pool import startup
+from celery_tfpool.pool.child_rules import GRACE, ChildState, CrashLoop
+from celery_tfpool.pool.fork_guard import fork_decision
+from celery_tfpool.pool.lasting_thread import LastingThread
+from celery_tfpool.pool.startup import plan
+from celery_tfpool.runners import tf_state
+from celery_tfpool.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -51,8 +53,8 @@ def test_fork_decision(evidence: str, fork_guard: str, can_spawn: bool, decision
 )
 def test_evidence(has_context: bool, threads: list[str], devices: list[str], evidence: str) -> None:
     """Imported and asked for its devices TensorFlow may be; a GPU among them has started CUDA."""
-    assert evidence == runtime.judge(has_context=has_context, thread_names=threads, device_types=devices)
-    assert runtime.judge(has_context=has_context, thread_names=threads, device_types=devices, was_seen=True)
+    assert evidence == tf_state.judge(has_context=has_context, thread_names=threads, device_types=devices)
+    assert tf_state.judge(has_context=has_context, thread_names=threads, device_types=devices, was_seen=True)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_evidence(has_context: bool, threads: list[str], devices: list[str], evi
 )
 def test_threads_per_process(configured: int, cores: int, processes: int, threads: int) -> None:
     """An equal share of the cores, at least 1, unless a number is configured."""
-    assert threads == runtime.threads_per_process(configured, cores=cores, processes=processes)
+    assert threads == tf_state.threads_per_process(configured, cores=cores, processes=processes)
 
 
 def test_plan() -> None:
@@ -114,10 +116,10 @@ def test_blame_names_the_users_line(tmp_path: Path) -> None:
         return traceback.FrameSummary(filename, line, "f", line=text)
 
     stack = [frame(own, 7, "M = load_model(P)"), frame(inside, 3, "x"), frame(inside, 4, "y")]
-    assert f"{own}:7: M = load_model(P)" == runtime.blame(stack)
+    assert f"{own}:7: M = load_model(P)" == tf_state.blame(stack)
     stack.insert(1, frame(library, 9, "keras.load()"))
-    assert f"{library}:9: keras.load(), called from {own}:7: M = load_model(P)" == runtime.blame(stack)
-    assert "an unknown line" == runtime.blame([])
+    assert f"{library}:9: keras.load(), called from {own}:7: M = load_model(P)" == tf_state.blame(stack)
+    assert "an unknown line" == tf_state.blame([])
 
 
 def every(cls: type[errors.TFPoolError]) -> Iterator[type[errors.TFPoolError]]:
@@ -125,7 +127,7 @@ def every(cls: type[errors.TFPoolError]) -> Iterator[type[errors.TFPoolError]]:
         yield from (sub, *every(sub))
 
 
-assert celery_tfpool.supervisor.CannotStart  # whose error is among them
+assert celery_tfpool.predictors.supervisor.CannotStart  # whose error is among them
 ERRORS = sorted(every(errors.TFPoolError), key=lambda cls: cls.__name__)
 #: As many arguments as each error has, with a number where one is formatted.
 ARGUMENTS = {"PredictionTimeout": ("m", 120.0, "expires"), "PredictorOverloaded": ("m", 7, 10)}
@@ -180,9 +182,9 @@ def test_a_thread_that_was_stopped() -> None:
 def test_threads_of_python_are_not_tensorflows() -> None:
     """Python 3.14 gives them their names."""
     code = (
-        "import ctypes, sys, threading, types; from celery_tfpool import runtime\n"
+        "import ctypes, sys, threading, types; from celery_tfpool.runners import tf_state\n"
         "sys.modules['tensorflow'] = types.ModuleType('tensorflow')\n"
-        "def run(): ctypes.CDLL(None).prctl(15, b'tf_io'); print(repr(runtime.evidence()))\n"
+        "def run(): ctypes.CDLL(None).prctl(15, b'tf_io'); print(repr(tf_state.evidence()))\n"
         "t = threading.Thread(target=run); t.start(); t.join()"
     )
     assert "''\n" == subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
@@ -203,11 +205,11 @@ def test_threads_of_the_environment(
     """What the operator has told TensorFlow counts, and what he has told us before that; for predictors, too."""
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    assert expected == bootstep.threads(settings, cores=8, processes=2)
-    assert expected == bootstep.predictor_threads(replace(settings, predictors=2), cores=8)
+    assert expected == startup.threads(settings, cores=8, processes=2)
+    assert expected == startup.predictor_threads(replace(settings, predictors=2), cores=8)
 
 
-@pytest.mark.parametrize("module", ["celery_tfpool", "celery_tfpool.cli", "celery_tfpool.bootstep"])
+@pytest.mark.parametrize("module", ["celery_tfpool", "celery_tfpool.cli", "celery_tfpool.pool.startup"])
 def test_importing_costs_nothing(module: str) -> None:
     """Neither the package nor what every `celery` command imports brings TensorFlow or Keras, or starts a thread."""
     code = (

@@ -12,8 +12,8 @@ import pytest
 from celery import VERSION
 from conftest import APPS, StartWorker, make_model, quiet
 
-from celery_tfpool import runtime
-from celery_tfpool.bootstep import usable_cores
+from celery_tfpool.pool.startup import usable_cores
+from celery_tfpool.runners import tf_state
 
 
 def test_banner_and_stats(start_worker: StartWorker, digits: str, engine: str) -> None:
@@ -30,7 +30,7 @@ def test_banner_and_stats(start_worker: StartWorker, digits: str, engine: str) -
     worker.call("predict", 1, "sum")
     stats = worker.stats()["tfpool"]
     (child,) = stats.pop("children")
-    assert runtime.versions() == stats.pop("versions")
+    assert tf_state.versions() == stats.pop("versions")
     packed = stats.pop("packs")["sum"]
     assert packed["packed"] is True
     assert packed["bytes_shared"] == sum(file.stat().st_size for file in Path(packed["folder"]).rglob("*[ybp]"))
@@ -62,7 +62,12 @@ def test_threads(start_worker: StartWorker, digits: str, options: list[str], con
 
 
 def cores_of(*before: str) -> int:
-    command = [*before, sys.executable, "-c", "from celery_tfpool.bootstep import usable_cores; print(usable_cores())"]
+    command = [
+        *before,
+        sys.executable,
+        "-c",
+        "from celery_tfpool.pool.startup import usable_cores; print(usable_cores())",
+    ]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

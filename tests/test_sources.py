@@ -14,8 +14,8 @@ import h5py
 import numpy as np
 import pytest
 
-from celery_tfpool import sources
-from celery_tfpool.sources import BadSource, Kind
+from celery_tfpool.runners import location
+from celery_tfpool.runners.location import BadSource, Kind
 
 LAMBDA = {"layers": [{"class_name": "Lambda", "config": {"function": {"class_name": "__lambda__", "config": {}}}}]}
 
@@ -39,13 +39,13 @@ def test_kinds(tmp_path: Path) -> None:
     (tmp_path / "saved" / "saved_model.pb").touch()
     (tmp_path / "unzipped").mkdir()
     (tmp_path / "unzipped" / "config.json").write_text("{}")
-    assert Kind.KERAS is sources.check(keras_file(tmp_path / "a.keras", {}), safe_mode=True)
-    assert Kind.KERAS is sources.check(str(tmp_path / "unzipped"), safe_mode=True)
-    assert Kind.H5 is sources.check(h5_file(tmp_path / "a.h5", {}), safe_mode=True)
-    assert Kind.SAVED_MODEL is sources.check(str(tmp_path / "saved"), safe_mode=True)
-    assert Kind.FUNCTION is sources.check("json:dumps", safe_mode=True)
-    assert Kind.FUNCTION is sources.check("wave:nobody_has_imported_it_yet", safe_mode=True)
-    assert Kind.REMOTE is sources.check("gs://bucket/model.keras", safe_mode=True)
+    assert Kind.KERAS is location.check(keras_file(tmp_path / "a.keras", {}), safe_mode=True)
+    assert Kind.KERAS is location.check(str(tmp_path / "unzipped"), safe_mode=True)
+    assert Kind.H5 is location.check(h5_file(tmp_path / "a.h5", {}), safe_mode=True)
+    assert Kind.SAVED_MODEL is location.check(str(tmp_path / "saved"), safe_mode=True)
+    assert Kind.FUNCTION is location.check("json:dumps", safe_mode=True)
+    assert Kind.FUNCTION is location.check("wave:nobody_has_imported_it_yet", safe_mode=True)
+    assert Kind.REMOTE is location.check("gs://bucket/model.keras", safe_mode=True)
 
 
 def test_a_file_whose_name_has_a_colon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +53,7 @@ def test_a_file_whose_name_has_a_colon(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a:b").mkdir()
     (tmp_path / "a:b" / "saved_model.pb").touch()
-    assert Kind.SAVED_MODEL is sources.check("a:b", safe_mode=True)
+    assert Kind.SAVED_MODEL is location.check("a:b", safe_mode=True)
 
 
 def test_what_is_wrong(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_what_is_wrong(tmp_path: Path) -> None:
         "weights.h5": "the file holds weights only",
     }.items():
         with pytest.raises(BadSource) as caught:
-            sources.check(str(tmp_path / path), safe_mode=True)
+            location.check(str(tmp_path / path), safe_mode=True)
         assert message in str(caught.value), path
 
 
@@ -96,7 +96,7 @@ def test_what_is_wrong(tmp_path: Path) -> None:
 )
 def test_function_that_does_not_exist(path: str, message: str) -> None:
     with pytest.raises(BadSource) as caught:
-        sources.check(path, safe_mode=True)
+        location.check(path, safe_mode=True)
     assert message in str(caught.value)
 
 
@@ -111,8 +111,8 @@ def test_code_in_a_model(tmp_path: Path) -> None:
         h5_file(tmp_path / "b.h5", keras_2),
     ):
         with pytest.raises(BadSource, match="tf_safe_mode"):
-            sources.check(path, safe_mode=True)
-        assert sources.check(path, safe_mode=False)
+            location.check(path, safe_mode=True)
+        assert location.check(path, safe_mode=False)
 
 
 def raw_h5(path: Path, config: Any) -> str:
@@ -146,17 +146,17 @@ def test_damaged_configuration(tmp_path: Path, config: bytes, message: str) -> N
         paths.append(raw_h5(tmp_path / "a.h5", np.void(config)))
     for path in paths[:2]:
         with pytest.raises(BadSource) as caught:
-            sources.check(path, safe_mode=True)
+            location.check(path, safe_mode=True)
         assert message in str(caught.value), path
     for path in paths[2:]:
         with pytest.raises(BadSource):
-            sources.check(path, safe_mode=True)
+            location.check(path, safe_mode=True)
 
 
 def test_configuration_that_grows_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_MOST_CONFIG", 1000)
+    monkeypatch.setattr(location, "_MOST_CONFIG", 1000)
     with pytest.raises(BadSource, match="more than 1,000 bytes, which no model needs"):
-        sources.check(zipped(tmp_path / "a.keras", b" " * 10_000_000), safe_mode=True)
+        location.check(zipped(tmp_path / "a.keras", b" " * 10_000_000), safe_mode=True)
 
 
 def test_deep_configuration(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_deep_configuration(tmp_path: Path) -> None:
     for _ in range(300):
         deep = {"config": [deep]}
     with pytest.raises(BadSource, match="tf_safe_mode"):
-        sources.check(keras_file(tmp_path / "a.keras", deep), safe_mode=True)
+        location.check(keras_file(tmp_path / "a.keras", deep), safe_mode=True)
 
 
 def test_unreadable(tmp_path: Path) -> None:
@@ -179,10 +179,10 @@ def test_unreadable(tmp_path: Path) -> None:
     for parent in tmp_path.parents[:3]:
         parent.chmod(0o755)
     program = (
-        "import os, sys; sys.path[:0] = eval(sys.argv[1]); from celery_tfpool import sources; os.seteuid(65534)\n"
+        "import os, sys; sys.path[:0] = eval(sys.argv[1]); from celery_tfpool.runners import location; os.seteuid(65534)\n"
         "for path in sys.argv[2:]:\n"
-        "    try: sources.check(path, safe_mode=True)\n"
-        "    except sources.BadSource as exc: print(exc)"
+        "    try: location.check(path, safe_mode=True)\n"
+        "    except location.BadSource as exc: print(exc)"
     )
     command = [sys.executable, "-c", program, repr(sys.path), *paths]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -201,17 +201,17 @@ def test_locked(tmp_path: Path) -> None:
         assert writer.stdout is not None
         assert "open\n" == writer.stdout.readline()
         with pytest.raises(BadSource, match="it is locked by a process that writes it"):
-            sources.check(path, safe_mode=True)
+            location.check(path, safe_mode=True)
         writer.communicate()
-    assert Kind.H5 is sources.check(path, safe_mode=True)
+    assert Kind.H5 is location.check(path, safe_mode=True)
 
 
 def test_removed_working_directory(tmp_path: Path) -> None:
     program = (
-        "import os, sys; from celery_tfpool import sources\n"
+        "import os, sys; from celery_tfpool.runners import location\n"
         "os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')\n"
-        "try: sources.check('a.keras', safe_mode=True)\n"
-        "except sources.BadSource as exc: print(exc)"
+        "try: location.check('a.keras', safe_mode=True)\n"
+        "except location.BadSource as exc: print(exc)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

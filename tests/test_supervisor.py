@@ -23,11 +23,11 @@ import stand_ins
 from conftest import wait_until
 
 from celery_tfpool import PredictorUnavailable
-from celery_tfpool.config import ModelPath, Settings
-from celery_tfpool.load_board import LoadBoard
-from celery_tfpool.predictor import Job, started_at
-from celery_tfpool.predictor_client import Client, coroner_path, socket_path
-from celery_tfpool.supervisor import CannotStart, Supervisor
+from celery_tfpool.predictors.busyness import LoadBoard
+from celery_tfpool.predictors.client import Client, coroner_path, socket_path
+from celery_tfpool.predictors.server import Job, started_at
+from celery_tfpool.predictors.supervisor import CannotStart, Supervisor
+from celery_tfpool.settings import ModelPath, Settings
 
 MODEL = ModelPath("m", "stand_ins:none")
 

@@ -19,15 +19,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from celery_tfpool.models.handle.handle import Handle, Models
 from recipe import PACKS, PATHS, compiled, rows
 
-from celery_tfpool import packer
-from celery_tfpool.config import ModelPath, Settings
-from celery_tfpool.models import Handle, Models
-from celery_tfpool.pack_cache import PackCache
-from celery_tfpool.predictor import Job
-from celery_tfpool.predictor_client import Client, RemoteRunner
-from celery_tfpool.supervisor import Supervisor
+from celery_tfpool.packs import build
+from celery_tfpool.packs.cache import PackCache
+from celery_tfpool.predictors.client import Client, RemoteRunner
+from celery_tfpool.predictors.server import Job
+from celery_tfpool.predictors.supervisor import Supervisor
+from celery_tfpool.settings import ModelPath, Settings
 
 #: Calls of a round: the first is slow for whoever comes after another, so one call is not the typical one.
 CALLS = {
@@ -66,7 +66,7 @@ def predictors() -> tuple[Supervisor, dict[str, Handle]]:
 
 def in_process(name: str, path: str, cache: PackCache) -> str:
     """The folder of the model's pack, made by a process of its own."""
-    done = packer.pack_in_process(
+    done = build.pack_in_process(
         name, path, cache, safe_mode=True, start_method="fork", timeout=300.0, tick=lambda: None
     )
     if done.folder is None:
@@ -81,7 +81,7 @@ def main(rounds: int) -> None:
     found: dict[str, dict[str, list[float]]] = {}
     for name, path in PATHS.items():
         x, model = rows(name, 0), keras.models.load_model(path)
-        pack = packer.find_or_make(name, path, PackCache(Path(PACKS), 2**40), safe_mode=True)
+        pack = build.find_or_make(name, path, PackCache(Path(PACKS), 2**40), safe_mode=True)
         handle = Models(((name, path),), safe_mode=True).get()
         packed = Models(((name, path),), safe_mode=True, packs={name: pack}).get()
         ways: dict[str, Callable[[Any], Any]] = {

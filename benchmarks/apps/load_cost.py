@@ -18,9 +18,9 @@ import keras
 import tensorflow as tf
 from recipe import PACKS, PATHS
 
-from celery_tfpool import packer
-from celery_tfpool.loading import load
-from celery_tfpool.pack_cache import PackCache
+from celery_tfpool.packs import build
+from celery_tfpool.packs.cache import PackCache
+from celery_tfpool.runners.loading import load
 
 
 def in_child(way: str, name: str) -> float:
@@ -28,7 +28,7 @@ def in_child(way: str, name: str) -> float:
     pid = os.fork()
     if not pid:
         tf.constant(0)
-        pack = packer.find_or_make(name, PATHS[name], PackCache(Path(PACKS), 2**40), safe_mode=True)
+        pack = build.find_or_make(name, PATHS[name], PackCache(Path(PACKS), 2**40), safe_mode=True)
         started = time.perf_counter()
         if way == "pack attached":
             load(name, pack, safe_mode=True)

@@ -297,10 +297,10 @@ def change_folder(folder):
 
 @app.task
 def has_runtime_after_predicting(model=None):
-    from celery_tfpool import runtime
+    from celery_tfpool.runners import tf_state
 
     predict(1, model)
-    return runtime.is_initialised()
+    return tf_state.is_initialised()
 
 
 @app.task

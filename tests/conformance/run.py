@@ -34,7 +34,7 @@ from substitute import VARIABLE
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parents[1] / "build" / "conformance"
-POOL = "celery_tfpool.prefork:TFPrefork"
+POOL = "celery_tfpool.pool.prefork:TFPrefork"
 NEEDED = ("pytest", "pytest_timeout", "redis", "pydantic", "cryptography", "freezegun")
 
 #: How the ids of tests start that never meet the prefork pool, and why they are not worth their time here.

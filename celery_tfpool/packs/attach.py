@@ -1,0 +1,157 @@
+"""Call a pack in this process: map its weights, and no Keras model is built.
+
+The weights are mapped copy-on-write and given to TensorFlow as they are.
+
+Private names used, because there is no public way: ``context.add_function_def``
+and ``context.call_function`` of TensorFlow, which its own compiled functions
+go through (importing the graph the public way takes ten times as long), and
+``context.anonymous_name``, with which it makes its own variables.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from ..runners.location import BadSource
+from ..runners.protocol import Compiled, Runner
+from .manifest import GRAPH, DamagedPack, Manifest, Weight, made_elsewhere, read_manifest
+
+
+class PackRunner(Runner):
+    """Calls of a pack's graph."""
+
+    def __init__(self, name: str, folder: str) -> None:
+        self.name, self.pack_folder = name, folder
+        self.manifest, self._compiled = attach(folder)
+        self._inputs = self.manifest.inputs
+        self.inputs = self._inputs.ports
+        self.outputs = self.manifest.output_ports()
+
+    def compiled(self) -> Compiled:
+        return self._compiled
+
+    def variables(self) -> list[Any]:
+        return [weight for weight in self.manifest.weights if weight.variable]
+
+
+def opened(name: str, folder: str) -> PackRunner:
+    """The pack that a user gives as a model.
+
+    Raises:
+        BadSource: other versions made it.
+    """
+    folder = os.path.expanduser(folder)
+    if why := made_elsewhere(read_manifest(folder)):
+        raise BadSource(why)
+    return PackRunner(name, folder)
+
+
+def attach(folder: str) -> tuple[Manifest, Compiled]:
+    """The pack's model, ready to be called in this process; initialises TensorFlow.
+
+    Raises:
+        DamagedPack: files are missing or cut off.
+        Exception: whatever TensorFlow says of a graph that it cannot run.
+    """
+    import tensorflow as tf
+    from tensorflow.python.eager import context
+
+    manifest = read_manifest(folder)
+    for name, facts in manifest.files.items():
+        size = os.stat(path).st_size if os.path.exists(path := os.path.join(folder, name)) else None
+        if size != facts["bytes"]:
+            raise DamagedPack(f"{name} has {size} bytes instead of {facts['bytes']}")
+    graph_def = _read_graph(folder)
+    runtime_context = context.context()
+    for function in graph_def.library.function:
+        if not runtime_context.has_function(function.signature.name):
+            runtime_context.add_function_def(function)
+    captured = [_given_to_tensorflow(folder, weight, context.anonymous_name()) for weight in manifest.weights]
+    specs = tf.nest.map_structure(lambda output: tf.TensorSpec(output.shape, output.dtype), manifest.outputs)
+    number, function_name = len(tf.nest.flatten(specs)), manifest.function.encode()
+
+    def call(*values: Any) -> Any:
+        flat = context.context().call_function(function_name, [*values, *captured], number)
+        return tf.nest.pack_sequence_as(specs, flat)
+
+    return manifest, Compiled(call, specs, lambda: _read_graph(folder))
+
+
+def concrete(folder: str) -> tuple[Any, Any, list[Any]]:
+    """The pack's graph as a concrete function with variables of its own, its outputs, these variables; to be frozen.
+
+    Slower to make than what `attach` gives, and nothing of it is mapped.  The
+    function does not keep its variables alive.
+    """
+    import tensorflow as tf
+
+    manifest, graph_def = read_manifest(folder), _read_graph(folder)
+    main = next(f for f in graph_def.library.function if f.signature.name == manifest.function)
+    arguments = main.signature.input_arg
+    for number, argument in enumerate(arguments):
+        node = graph_def.node.add(name=f"argument_{number}", op="Placeholder")
+        node.attr["dtype"].type = argument.type
+    call = graph_def.node.add(name="call", op="StatefulPartitionedCall")
+    call.input.extend(node.name for node in graph_def.node[:-1])
+    call.attr["Tin"].list.type.extend(argument.type for argument in arguments)
+    call.attr["Tout"].list.type.extend(result.type for result in main.signature.output_arg)
+    call.attr["f"].func.name = manifest.function
+    outside = [_copied(folder, weight) for weight in manifest.weights]
+
+    def step(*values: Any) -> Any:
+        graph: Any = tf.compat.v1.get_default_graph()
+        given = list(values)
+        for value in outside:
+            if isinstance(value, tf.Variable):
+                graph.watch_variable(value)
+            given.append(graph.capture(value.handle if isinstance(value, tf.Variable) else value))
+        return tf.graph_util.import_graph_def(
+            graph_def,
+            input_map={f"argument_{number}:0": value for number, value in enumerate(given)},
+            return_elements=[f"call:{number}" for number in range(len(main.signature.output_arg))],
+            name="",
+        )
+
+    signature = [tf.TensorSpec(port.shape, port.dtype) for port in manifest.inputs.ports]
+    specs = tf.nest.map_structure(lambda output: tf.TensorSpec(output.shape, output.dtype), manifest.outputs)
+    return tf.function(step, input_signature=signature, autograph=False).get_concrete_function(), specs, outside
+
+
+def _copied(folder: str, weight: Weight) -> Any:
+    import tensorflow as tf
+
+    stored = np.load(os.path.join(folder, weight.file), mmap_mode="r", allow_pickle=False)
+    tensor = tf.constant(np.asarray(stored))
+    if tensor.dtype != weight.dtype:
+        tensor = tf.bitcast(tensor, weight.dtype)
+    return tf.Variable(tensor) if weight.variable else tensor
+
+
+def _read_graph(folder: str) -> Any:
+    from tensorflow.core.framework import graph_pb2
+
+    graph_def = graph_pb2.GraphDef()
+    with open(os.path.join(folder, GRAPH), "rb") as file:
+        graph_def.ParseFromString(file.read())
+    return graph_def
+
+
+def _given_to_tensorflow(folder: str, weight: Weight, anonymous_name: str) -> Any:
+    """The weight as a tensor on the mapped pages; a variable as the handle of one that holds that tensor."""
+    import tensorflow as tf
+
+    array = np.load(os.path.join(folder, weight.file), mmap_mode="c", allow_pickle=False)
+    if array.ndim and array.size and array.dtype.kind != "b":
+        tensor = tf.experimental.dlpack.from_dlpack(np.asarray(array).__dlpack__())
+    else:  # what DLPack does not know is small
+        tensor = tf.constant(np.array(array))
+    if tensor.dtype != weight.dtype:
+        tensor = tf.bitcast(tensor, weight.dtype)
+    if not weight.variable:
+        return tensor
+    handle = tf.raw_ops.VarHandleOp(dtype=tensor.dtype, shape=tensor.shape, shared_name=anonymous_name)
+    tf.raw_ops.AssignVariableOp(resource=handle, value=tensor)
+    return handle

@@ -1,0 +1,151 @@
+"""What a model's files are, and what its pack depends on beside them.
+
+A worker keeps the content of each model from its start: a later load of other
+bytes would mix two versions.  Knows nothing of TensorFlow, or of what a model is.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+from ..runners.tf_state import is_own_code
+
+
+@dataclass(frozen=True)
+class Content:
+    """The bytes of a file or of all files of a folder."""
+
+    #: SHA-256 of names, sizes and bytes.
+    digest: str
+    #: Of each file its name, inode, size, and when it was written or changed, in ns; equal as long as nothing was.
+    stamps: tuple[tuple[str, int, int, int, int], ...]
+
+    @property
+    def short(self) -> str:
+        """Enough of the digest to tell versions apart."""
+        return self.digest[:8]
+
+    @classmethod
+    def of_json(cls, facts: Mapping[str, object]) -> Content:
+        """What became of ``dataclasses.asdict`` on the way through JSON."""
+        stamps = facts["stamps"]
+        assert isinstance(stamps, list)
+        return cls(str(facts["digest"]), tuple(tuple(stamp) for stamp in stamps))
+
+
+def content(path: str) -> Content:
+    """The content of the file or folder at ``path``.
+
+    Raises:
+        OSError: it cannot be read, or is not there.
+    """
+    before = _stamps(path)
+    digest = hashlib.sha256()
+    for name in _files(path):
+        digest.update(f"{os.path.relpath(name, path)}\0{os.path.getsize(name)}\0".encode())
+        _add(digest, name)
+    return Content(digest.hexdigest(), before)
+
+
+def has_changed(path: str, known: Content) -> Content | None:
+    """The present content of ``path`` if it is not ``known`` any more, else None.
+
+    Raises:
+        OSError: as `content`.
+    """
+    if _stamps(path) == known.stamps:
+        return None
+    present = content(path)
+    return None if present.digest == known.digest else present
+
+
+def was_touched(path: str, known: Content) -> bool:
+    """Whether anything was written since ``known`` was read, even if the bytes are the same again."""
+    try:
+        return _stamps(path) != known.stamps
+    except OSError:
+        return True
+
+
+def _files(path: str) -> list[str]:
+    if not os.path.isdir(path):
+        return [path]
+    return sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+
+
+def _stamps(path: str) -> tuple[tuple[str, int, int, int, int], ...]:
+    found = []
+    for name in _files(path):
+        facts = os.stat(name)
+        stamp = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+        found.append((os.path.relpath(name, path), *stamp))
+    return tuple(found)
+
+
+def _add(digest: hashlib._Hash, name: str) -> None:
+    with open(name, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+
+
+# -- what a pack depends on ----------------------------------------------------------
+
+
+def key(content: Content, facts: Iterable[str], *, code: Iterable[str] = ()) -> str:
+    """A name for ``content`` together with ``facts``, the files of ``code``, and this package as it is."""
+    digest = hashlib.sha256(content.digest.encode())
+    for fact in (_own_code(), *facts):
+        digest.update(fact.encode() + b"\0")
+    for name in code:
+        digest.update(f"{name}\0{os.path.getsize(name)}\0".encode())
+        _add(digest, name)
+    return digest.hexdigest()[:32]
+
+
+@functools.cache
+def _own_code() -> str:
+    """What this package is: neither packs nor notes that there can be none outlive another version of it."""
+    digest = hashlib.sha256()
+    for name in sorted(Path(__file__).parent.rglob("*.py")):
+        _add(digest, str(name))
+    return digest.hexdigest()
+
+
+def environment_facts(versions: Mapping[str, str], environ: Mapping[str, str]) -> list[str]:
+    """What a graph depends on beside its model: versions, Keras's configuration, whether there is a GPU."""
+    keras_home = Path(environ.get("KERAS_HOME") or os.path.expanduser("~/.keras"))
+    keras_config = keras_home / "keras.json"
+    has_gpu = environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and any(
+        os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+    )
+    return [
+        *(f"{name} {version}" for name, version in sorted(versions.items())),
+        keras_config.read_text() if os.path.isfile(keras_config) else "",
+        f"GPU {has_gpu}",
+    ]
+
+
+def code_facts(modules: Iterable[ModuleType | None]) -> tuple[list[str], list[str]]:
+    """What a model with custom code depends on: all that is installed, and files of all else.
+
+    Installed is a name, a version, and the RECORD of the files' hashes: a
+    package that is built again may keep its version.
+    """
+    distributions = sorted(
+        f"{d.metadata['Name']} {d.version} {hashlib.sha256((d.read_text('RECORD') or '').encode()).hexdigest()}"
+        for d in metadata.distributions()
+    )
+    files = {getattr(module, "__file__", None) or "" for module in modules}
+    return distributions, sorted(file for file in files if os.path.isfile(file) and is_own_code(file))
+
+
+def code_of_this_process() -> tuple[list[str], list[str]]:
+    return code_facts(list(sys.modules.values()))

@@ -1,0 +1,217 @@
+"""What a pack holds, read and verified without TensorFlow.
+
+pack.json       what it is: inputs, outputs, weights, versions, size and SHA-256 of each file
+graph.pb        the inference graph, a GraphDef that holds functions only
+weights/N.npy   each weight in NumPy's format, whose data begin at a multiple of 64 bytes
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..runners import tf_state
+from ..runners.inputs import Inputs, inputs_of_json
+from ..runners.protocol import CannotPack
+from ..runners.spec import Port
+from ..runners.structure import CannotEncode, structure_of_json, structure_to_json
+
+FORMAT = 1
+MANIFEST = "pack.json"
+GRAPH = "graph.pb"
+WEIGHTS = "weights"
+
+
+class DamagedPack(Exception):
+    """The text says what is wrong with a pack, and in which file."""
+
+
+# -- what the manifest says ----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One captured value of the graph: a variable, or a constant that was made outside of it."""
+
+    file: str
+    #: TensorFlow's name; a dtype that NumPy lacks is stored in whole numbers of the same width.
+    dtype: str
+    shape: list[int]
+    variable: bool
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output; ``shape`` is None where not even its rank is known."""
+
+    name: str
+    dtype: str
+    shape: list[int | None] | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a pack holds."""
+
+    function: str
+    inputs: Inputs
+    #: The structure of the outputs; each leaf is an `Output`.
+    outputs: Any
+    weights: list[Weight]
+    versions: dict[str, str]
+    #: File → size and SHA-256.
+    files: dict[str, dict[str, Any]]
+
+    @property
+    def bytes(self) -> int:
+        """Of all files that are mapped or read."""
+        return sum(int(facts["bytes"]) for facts in self.files.values())
+
+    def output_ports(self) -> list[Port]:
+        return [Port(output.name, output.dtype, tuple(output.shape or ())) for output in _leaves(self.outputs)]
+
+    def to_json(self) -> dict[str, Any]:
+        facts = {
+            "format": FORMAT,
+            "function": self.function,
+            "inputs": _inputs_to_json(self.inputs),
+            "outputs": _encoded(self.outputs),
+            "weights": [asdict(weight) for weight in self.weights],
+            "versions": self.versions,
+            "files": self.files,
+        }
+        return {**facts, "checksum": _checksum(facts)}
+
+    @classmethod
+    def of_json(cls, facts: dict[str, Any]) -> Manifest:
+        return cls(
+            function=facts["function"],
+            inputs=inputs_of_json(facts["inputs"]),
+            outputs=_decoded(facts["outputs"]),
+            weights=[Weight(**weight) for weight in facts["weights"]],
+            versions=facts["versions"],
+            files=facts["files"],
+        )
+
+
+def _checksum(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def is_pack(folder: str) -> bool:
+    """Whether ``folder`` looks like a pack, damaged or not."""
+    return os.path.isfile(os.path.join(folder, MANIFEST))
+
+
+def read_manifest(folder: str) -> Manifest:
+    """The manifest of the pack in ``folder``.
+
+    Raises:
+        DamagedPack: there is none that can be read, or of a format that this version does not know.
+    """
+    try:
+        with open(os.path.join(folder, MANIFEST), encoding="utf-8") as file:
+            facts = json.load(file)
+        known = facts["format"]
+        if known == FORMAT:
+            if facts.pop("checksum") != _checksum(facts):
+                raise DamagedPack(f"{MANIFEST} has changed since it was written")
+            return _checked(Manifest.of_json(facts), folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise DamagedPack(f"{MANIFEST} cannot be read ({type(exc).__name__}: {exc})") from exc
+    raise DamagedPack(f"{MANIFEST} is of format {known!r}; this version of celery_tfpool knows {FORMAT}")
+
+
+def _checked(manifest: Manifest, folder: str) -> Manifest:
+    """``manifest``, which names no file that is elsewhere, and none that is not verified."""
+    for name in (GRAPH, *(weight.file for weight in manifest.weights)):
+        if name not in manifest.files:
+            raise DamagedPack(f"{MANIFEST} has no checksum of {name!r}")
+    place = os.path.realpath(folder)
+    for name in manifest.files:
+        found = os.path.realpath(os.path.join(place, name))
+        if os.path.isabs(name) or os.path.commonpath([place, found]) != place:
+            raise DamagedPack(f"{MANIFEST} names {name!r}, which is not in its folder")
+    return manifest
+
+
+def versions_here() -> dict[str, str]:
+    """What a pack that is made here is made by."""
+    from .. import __version__
+
+    return {**tf_state.versions(), "celery_tfpool": __version__}
+
+
+def made_elsewhere(manifest: Manifest) -> str:
+    """Why a pack is not to be used here: it was made by other versions; empty when it was not."""
+    here = versions_here()
+    made_by = [name for name, version in here.items() if manifest.versions.get(name) != version]
+    if not made_by:
+        return ""
+    by, with_ = (
+        ", ".join(f"{name} {versions.get(name, 'of unknown version')}" for name in made_by)
+        for versions in (manifest.versions, here)
+    )
+    return (
+        f"the pack was made by {by}; here is {with_}. "
+        "Make it again: celery tfpool pack, with the versions that are to use it"
+    )
+
+
+def verify(folder: str) -> Manifest:
+    """Read every byte of the pack in ``folder`` and compare it with the manifest's checksums.
+
+    Raises:
+        DamagedPack: a file is missing, cut off or changed.
+    """
+    manifest = read_manifest(folder)
+    for name, expected in manifest.files.items():
+        try:
+            found = facts_of(os.path.join(folder, name))
+        except OSError as exc:
+            raise DamagedPack(f"{name} cannot be read ({exc.strerror})") from exc
+        if found != expected:
+            raise DamagedPack(f"{name} has changed since it was written")
+    return manifest
+
+
+def facts_of(path: str) -> dict[str, Any]:
+    """Size and SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+
+
+# -- structures as JSON ----------------------------------------------------------
+
+
+def _encoded(structure: Any) -> Any:
+    try:
+        return structure_to_json(structure, lambda leaf: asdict(leaf) if isinstance(leaf, Output) else leaf)
+    except CannotEncode as exc:
+        raise CannotPack(f"its inputs or outputs {exc}") from exc
+
+
+def _inputs_to_json(inputs: Inputs) -> Any:
+    try:
+        return inputs.to_json()
+    except CannotEncode as exc:
+        raise CannotPack(f"its inputs or outputs {exc}") from exc
+
+
+def _decoded(facts: Any) -> Any:
+    return structure_of_json(facts, lambda leaf: Output(**leaf) if isinstance(leaf, dict) else leaf)
+
+
+def _leaves(structure: Any) -> Iterator[Any]:
+    if isinstance(structure, (dict, list, tuple)):
+        for part in structure.values() if isinstance(structure, dict) else structure:
+            yield from _leaves(part)
+    else:
+        yield structure

@@ -1,0 +1,274 @@
+"""The process that runs tasks: which models it has, how many threads, what it tells worker main.
+
+In a pool child `prepare` comes first, before any code of the user's.  In any
+other process (a shell, a test, ``-P threads``) nothing prepares it, and
+`get_model` loads in place, from the current app's settings.
+
+Private names used, because there is no public way: ``_get_active_apps`` of Celery.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from billiard.exceptions import SoftTimeLimitExceeded
+from billiard.pool import SIG_SOFT_TIMEOUT
+from celery import _state, current_app
+
+from ..errors import ModelLoadError
+from ..models.handle import Handle, LazyModel, Models
+from ..packs.fingerprint import Content
+from ..predictors.client import Client, Predictors, RemoteRunner
+from ..runners import tf_state
+from ..settings import Settings, read
+from . import deadlines
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What worker main decides for all its children."""
+
+    settings: Settings = field(default_factory=Settings)
+    intra_op: int = 1
+    inter_op: int = 1
+    #: Name of a model → folder of its pack, for those that have one.
+    packs: tuple[tuple[str, str], ...] = ()
+    #: Name of a model → what its files held when the worker started.
+    contents: tuple[tuple[str, Content], ...] = ()
+    #: Who predicts for the children, if anybody does.
+    predictors: Predictors | None = None
+    #: Seconds until a child must be ready, and a model loaded.
+    startup_timeout: float = 120.0
+
+    @property
+    def explicit_threads(self) -> bool:
+        return bool(self.settings.intra_op_parallelism or self.settings.inter_op_parallelism)
+
+
+#: The plan of this process if it is a pool child.
+_plan: Plan | None = None
+#: Of the settings of a child, or of each app of another process: its models.
+_models: dict[Settings, Models] = {}
+_lock = threading.Lock()
+
+#: Sends `status` to worker main; set while that is possible, in this process but not in a fork of it.
+_report: Callable[[dict[str, Any]], None] | None = None
+_pid = 0
+#: Set when this process must not take another task.
+_retired = False
+
+
+def get_model(name: str | None = None) -> Handle:
+    """The model ``name`` of ``tf_model_path``, or the only one.  Loaded at its first use, once per process.
+
+    Works in a task under every pool, at the top of a module, and outside a
+    worker (a shell, a web process, ``task_always_eager``, a unit test): there
+    the settings are those of the current Celery app, or, in a thread that has
+    none, of the only app that has ``tf_model_path``.
+
+    Raises:
+        UnknownModelError: no such name, or several models and no name.
+        SettingsError: outside a worker of this pool, a ``tf_*`` setting is wrong.
+    """
+    models = _models_of_this_process()
+    if _plan is not None:
+        return models.get(name)
+    here = models.find(name) if models else None
+
+    def find() -> LazyModel:
+        # At the top of a module that worker main imports, perhaps before the app is configured: at the first use
+        # this may be a child, whose plan knows of packs.
+        return here if here is not None and _plan is None else _models_of_this_process().find(name)
+
+    return Handle(find)
+
+
+def _models_of_this_process() -> Models:
+    settings = _settings_of_app() if _plan is None else _plan.settings
+    with _lock:
+        if settings not in _models:
+            _models[settings] = Models(
+                settings.model_path,
+                safe_mode=settings.safe_mode,
+                packs=dict(_plan.packs) if _plan else {},
+                contents=dict(_plan.contents) if _plan else {},
+                remote=_remote_models(_plan.predictors) if _plan and _plan.predictors else {},
+                around_load=_around_load,
+                interrupts=(SoftTimeLimitExceeded,),
+            )
+        return _models[settings]
+
+
+def _settings_of_app() -> Settings:
+    """Those of the current app; in a thread that has none, of the only app that has models."""
+    settings = read(current_app.conf, os.environ)
+    if not settings.model_path and current_app.main == "default":  # Celery's fallback
+        others = [app for app in _state._get_active_apps() if app.conf.get("tf_model_path")]
+        if len(others) == 1:
+            return read(others[0].conf, os.environ)
+    return settings
+
+
+def _remote_models(predictors: Predictors) -> dict[str, RemoteRunner]:
+    client = Client(predictors, deadlines.of_current_task)
+    return {
+        name: RemoteRunner(name, indices, facts, client)
+        for name, (indices, facts) in predictors.models.items()
+        if not facts["only_here"]
+    }
+
+
+def prepare(plan: Plan) -> None:
+    """Make this process a child of ``plan``.  Starts nothing and loads nothing."""
+    global _plan, _lock, _report, _pid, _retired
+    _plan, _pid = plan, os.getpid()
+    _models.clear()  # those of worker main know of no pack
+    _lock = threading.Lock()  # a thread of the parent may have held it at the fork
+    _report, _retired = None, False
+    deadlines.follow_tasks()
+    if "numpy" in sys.modules:  # or all children, and their replacements, would draw the same numbers
+        sys.modules["numpy"].random.seed()
+    tf_state.limit_threads(intra_op=plan.intra_op, inter_op=plan.inter_op, explicit=plan.explicit_threads)
+
+
+def load_eagerly(report: Callable[[dict[str, Any]], None]) -> None:
+    """Load what ``tf_model_load = "eager"`` wants loaded, and from now on ``report`` each load.
+
+    Raises:
+        ModelLoadError: this process must not take tasks.
+    """
+    global _report
+    _report = report
+    if _plan is not None and _plan.settings.model_load == "eager" and _plan.settings.model_path:
+        _models_of_this_process().load_all()
+
+
+def must_retire() -> bool:
+    """Whether this child should end after the task it runs."""
+    return _retired
+
+
+def _retire() -> None:
+    """Take no other task: a load was interrupted half-way, perhaps in the middle of TensorFlow's import."""
+    global _retired
+    _retired = True
+
+
+def status() -> dict[str, Any]:
+    """What worker main shows of this child; JSON-friendly."""
+    models = next(iter(_models.values()), None)
+    return {"models": models.status() if models else {}, "loading": None}
+
+
+@contextlib.contextmanager
+def _around_load(name: str, path: str) -> Iterator[None]:
+    """Limit a load in a pool child to the start-up time, and tell worker main of it."""
+    if _plan is None:
+        yield
+        return
+    limit, started = _plan.startup_timeout, time.monotonic()
+    logger.info("child %d: loading model %r from %r", os.getpid(), name, path)
+    _tell({**status(), "loading": name})
+    try:
+        with _interruptible(limit, ModelLoadError(name, path, f"it took longer than {limit:g} s (tf_startup_timeout)")):
+            yield
+    finally:
+        _tell(status())
+    logger.info("child %d: loaded model %r in %.2f s", os.getpid(), name, time.monotonic() - started)
+
+
+def _tell(facts: dict[str, Any]) -> None:
+    # Only the thread that runs tasks may write to the pipe of results: two
+    # writers would mix their bytes.
+    if _report is not None and _pid == os.getpid() and threading.current_thread() is threading.main_thread():
+        _report(facts)
+
+
+@contextlib.contextmanager
+def _interruptible(seconds: float, too_long: Exception) -> Iterator[None]:
+    """Let ``seconds`` (with ``too_long``) and the task's soft time limit end the block, and retire this process then.
+
+    TensorFlow's import, as many a library, catches here and there whatever
+    is raised in its middle and goes on.  So an interruption is raised again
+    every second, and once more at the end of the block.
+
+    Interrupts Python code only, and only in the main thread.  A load stuck in
+    native code is ended by worker main, which kills the child.
+
+    An alarm of the task's own rings when it would have, during the load or after it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interruption: list[Exception] = []
+    deadline = time.monotonic() + seconds
+    left, interval = signal.setitimer(signal.ITIMER_REAL, 0)
+    rings_at = time.monotonic() + left if left else math.inf
+
+    def arm() -> None:
+        signal.setitimer(signal.ITIMER_REAL, max(1e-6, min(rings_at, deadline) - time.monotonic()))
+
+    def on_alarm(number: int, frame: Any) -> None:
+        nonlocal rings_at
+        now = time.monotonic()
+        if interruption:
+            raise interruption[0]
+        if now >= deadline:
+            interrupt(too_long)
+        must_ring = now >= rings_at
+        if must_ring:
+            rings_at = rings_at + interval if interval else math.inf
+        arm()
+        if must_ring:
+            ring(number, frame)
+
+    def ring(number: int, frame: Any) -> None:
+        if callable(alarm):
+            try:
+                alarm(number, frame)
+            except Exception as error:
+                interrupt(error)
+        elif alarm is not signal.SIG_IGN:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGALRM)
+
+    def interrupt(error: Exception) -> None:
+        _retire()
+        interruption.append(error)
+        signal.setitimer(signal.ITIMER_REAL, 1, 1)
+        raise interruption[0]
+
+    def on_soft_time_limit(*arguments: Any) -> None:
+        try:
+            soft_time_limit(*arguments)  # type: ignore[operator,misc]
+        except Exception as error:
+            interrupt(error)
+
+    soft_time_limit = signal.getsignal(SIG_SOFT_TIMEOUT)
+    if callable(soft_time_limit):
+        signal.signal(SIG_SOFT_TIMEOUT, on_soft_time_limit)
+    alarm = signal.signal(signal.SIGALRM, on_alarm)
+    arm()
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if alarm is None else alarm)
+        if rings_at < math.inf:
+            signal.setitimer(signal.ITIMER_REAL, max(1e-6, rings_at - time.monotonic()), interval)
+        if callable(soft_time_limit):
+            signal.signal(SIG_SOFT_TIMEOUT, soft_time_limit)
+        if interruption:
+            raise interruption[0]

@@ -1,0 +1,96 @@
+"""The program that a pool child runs: billiard's, prepared before the user's code and loaded after it.
+
+Private names used, because there is no public way: ``_make_protected_receive``
+and ``mem_rss`` of billiard's pool.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import functools
+import os
+import sys
+from typing import Any
+
+import billiard.pool
+from celery.concurrency import asynpool
+from celery.platforms import EX_FAILURE
+from celery.utils.log import get_logger
+
+from .. import processes
+from ..errors import ModelLoadError
+from . import child
+from .child import Plan
+
+logger = get_logger(__name__)
+
+#: Sent by a child to worker main: (pid, facts).  Beside billiard's ACK … DEATH and Celery's WORKER_UP.
+CHILD_STATUS = 87
+
+
+class Worker:
+    """Mixin of both engines' Worker, the program that a child runs."""
+
+    plan: Plan = Plan()
+
+    def __reduce__(self) -> Any:
+        reduced: Any = super().__reduce__()
+        return functools.partial(_rebuild, reduced[0], self.plan), reduced[1]
+
+    def after_fork(self) -> None:
+        """Prepare before any of the user's code, load eagerly after it; ends the process when that fails."""
+        _show_where_aborted()
+        child.prepare(self.plan)
+        if self.max_memory_per_child:  # type: ignore[attr-defined]
+            billiard.pool.mem_rss = private_memory
+        super().after_fork()  # type: ignore[misc]
+        _show_where_aborted()  # billiard has set signal handlers of its own
+        try:
+            child.load_eagerly(self._report)
+        except ModelLoadError as exc:
+            logger.error("child %d: %s", os.getpid(), exc)
+            raise SystemExit(EX_FAILURE) from None
+
+    def on_loop_start(self, pid: int) -> None:
+        self._report({**child.status(), "ready": True})
+        super().on_loop_start(pid)  # type: ignore[misc]
+
+    def _report(self, facts: dict[str, Any]) -> None:
+        self.outq.put((CHILD_STATUS, (os.getpid(), facts)))  # type: ignore[attr-defined]
+
+    def _make_protected_receive(self, conn: Any) -> Any:
+        receive = super()._make_protected_receive(conn)  # type: ignore[misc]
+
+        def receive_unless_retired(*args: Any, **kwargs: Any) -> Any:
+            if child.must_retire():
+                raise SystemExit(0)
+            return receive(*args, **kwargs)
+
+        return receive_unless_retired
+
+
+def _show_where_aborted() -> None:
+    """Worker main ends a stuck child with SIGABRT: let that print the child's stack, stuck in native code or not."""
+    if sys.__stderr__ is not None:
+        faulthandler.disable()
+        faulthandler.enable(sys.__stderr__)
+
+
+def _rebuild(cls: type[Worker], plan: Plan, *args: Any) -> Worker:
+    worker = cls(*args)
+    worker.plan = plan
+    return worker
+
+
+def private_memory() -> int:
+    """KiB that this process alone has written: what its end would give back."""
+    written = processes.written_here()
+    return int(billiard.compat.mem_rss()) if written is None else written // 1024
+
+
+class AsyncWorker(Worker, asynpool.Worker):  # type: ignore[misc]
+    """A child on an event loop's pipes."""
+
+
+class BlockingWorker(Worker, billiard.pool.Worker):  # type: ignore[misc]
+    """A child on shared pipes."""

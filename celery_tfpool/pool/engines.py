@@ -1,0 +1,275 @@
+"""The two engines of the pool, in worker main: Celery's and billiard's own, with an eye on each child.
+
+`TFAsynPool` is for brokers with an event loop (Redis, AMQP), `TFBlockingPool`
+for the others (filesystem, memory).  Both differ from their originals in the
+same few ways, all in `_Watched`: worker main knows of each child whether it
+became ready and since when it loads, kills one that is stuck, asks the fork
+guard before each fork, and ends a crash loop.
+
+Private names used, because there is no public way: ``_create_worker_process``,
+``_join_exited_workers``, ``_setup_queues`` and ``_help_stuff_finish`` of
+billiard's pool, ``state_handlers`` of its result handler, and
+``_event_process_exit`` of Celery's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import billiard
+import billiard.pool
+from billiard.common import human_status
+from celery.concurrency import asynpool
+from celery.platforms import EX_FAILURE
+from celery.utils.log import get_logger
+from celery.worker import state as worker_state
+
+from ..errors import ForkGuardError
+from ..processes import GRACE, MAX_FAILED_STARTS, CrashLoop
+from . import fork_guard
+from .child import Plan
+from .child_main import CHILD_STATUS, AsyncWorker, BlockingWorker, Worker
+from .child_rules import ChildState
+from .lasting_thread import LastingThread
+from .shared_pipe import CrashSafeQueue
+
+logger = get_logger(__name__)
+
+
+class _Watched:
+    """Mixin of both engines: follows each child, replaces a stuck one, ends a crash loop."""
+
+    child_class: type[Worker]
+
+    def __init__(self, *args: Any, plan: Plan, **kwargs: Any) -> None:
+        self.plan = plan
+        self.children: dict[int, ChildState] = {}
+        self._crash_loop = CrashLoop(MAX_FAILED_STARTS)
+        self._stopping = False
+        #: Since when the pool is seen to be closing.
+        self._closing_since: float | None = None
+        #: Whether a child is being started that may speak before it is noted in `children`.
+        self._starting = False
+        # Celery's own deadline for a replacement has nothing to say; ours is first.
+        kwargs["proc_alive_timeout"] = plan.startup_timeout + 4 * GRACE
+        super().__init__(*args, **kwargs)
+
+    def Worker(self, *args: Any, **kwargs: Any) -> Worker:
+        worker = self.child_class(*args, **kwargs)
+        worker.plan = self.plan
+        return worker
+
+    def create_result_handler(self, **kwargs: Any) -> Any:
+        handler = super().create_result_handler(**kwargs)  # type: ignore[misc]
+        handler.state_handlers[CHILD_STATUS] = self._on_child_status
+        stop = handler.stop
+
+        def stop_and_end_unready(timeout: float | None = None) -> None:
+            stop(timeout)
+            self._end_unready()
+
+        handler.stop = stop_and_end_unready  # join() calls it when all results are in, and before it awaits children
+        return handler
+
+    def _end_unready(self) -> None:
+        """Kill the children that do not end by themselves because they hang in their start; they have no task."""
+        deadline = time.monotonic() + GRACE
+        for process in list(self._pool):  # type: ignore[attr-defined]
+            state = self.children.get(process.pid)
+            if process._popen is None or (state and state.ready):
+                continue
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.exitcode is None:
+                self._kill_unready(process.pid, state)
+                process.join()
+            self._on_child_end(state, process)
+
+    def _kill_unready(self, pid: int, state: ChildState | None) -> None:
+        if state is None or state.killed_at is None:
+            logger.warning("child %d is not ready and the worker stops: killing it", pid)
+        if state is not None:
+            state.killed_at = time.monotonic()
+        _signal(pid, signal.SIGKILL)
+
+    def _on_child_status(self, pid: int, facts: dict[str, Any]) -> None:
+        # A child may speak before the thread that started it goes on to note its slot; asked first, because that
+        # thread first notes the child and then says that it has.
+        starting, now = self._starting, time.monotonic()
+        if pid not in self.children and not starting:
+            return  # the last words of a child that is gone
+        self.children.setdefault(pid, ChildState(slot=-1, started=now)).update(facts, now)
+        if facts.get("ready"):
+            self._crash_loop.ended(ready=True)
+
+    def _create_worker_process(self, i: int) -> Any:
+        if not self._may_start():
+            return None
+        self._starting = True
+        try:
+            process = super()._create_worker_process(i)  # type: ignore[misc]
+            self.children.setdefault(process.pid, ChildState(slot=i, started=time.monotonic())).slot = i
+        finally:
+            self._starting = False
+        for pid in [pid for pid, state in list(self.children.items()) if state.slot < 0]:
+            self.children.pop(pid, None)  # these were last words, too
+        return process
+
+    def _may_start(self) -> bool:
+        """Whether a child may be started now, by the method in use or, if need be, by spawn."""
+        if self._stopping:
+            return False
+        if self._ctx.get_start_method() != "fork":  # type: ignore[has-type]
+            return True
+        try:
+            method = fork_guard.start_method(
+                self.plan.settings.fork_guard,
+                can_spawn=self._can_change_to_spawn(),
+                why_not="No replacement child can be started",
+            )
+        except ForkGuardError as exc:
+            self._stop_worker(str(exc))
+            return False
+        if method == "spawn":
+            os.environ["FORKED_BY_MULTIPROCESSING"] = "1"  # as Celery does for its own spawn
+            billiard.set_start_method("spawn", force=True)
+            self._ctx = billiard.get_context("spawn")
+            self._Process = self._ctx.Process
+        return True
+
+    def _can_change_to_spawn(self) -> bool:
+        return fork_guard.can_spawn()
+
+    def _join_exited_workers(self, shutdown: bool = False) -> Any:
+        self._kill_overdue()
+        before = {process.pid: process for process in self._pool}  # type: ignore[attr-defined]
+        try:
+            return super()._join_exited_workers(shutdown)  # type: ignore[misc]
+        finally:
+            for process in self._pool:  # type: ignore[attr-defined]
+                before.pop(process.pid, None)
+            for pid, process in before.items():
+                self._on_child_end(self.children.pop(pid, None), process)
+
+    def did_start_ok(self) -> bool:
+        """True: a child that failed to start is replaced, or ends the worker with a reason, as later ones are."""
+        self._join_exited_workers()
+        return True
+
+    def _on_child_end(self, state: ChildState | None, process: Any) -> None:
+        if state is None or self._state != billiard.pool.RUN:  # type: ignore[attr-defined]
+            return
+        wanted = getattr(process, "_controlled_termination", False)
+        if wanted or not self._crash_loop.ended(state.ready):
+            return
+        self._stop_worker(
+            f"{self._crash_loop.failed} children in a row ended before they were ready; the last one (slot "
+            f"{state.slot}, pid {process.pid}) {human_status(process.exitcode)} after "
+            f"{time.monotonic() - state.started:.1f} s. The reason stands above. "
+            "A model that needs longer to load needs a larger tf_startup_timeout"
+        )
+
+    def _kill_overdue(self) -> None:
+        now, timeout = time.monotonic(), self.plan.startup_timeout
+        if self._state != billiard.pool.RUN and self._closing_since is None:  # type: ignore[attr-defined]
+            self._closing_since = now
+        for process in list(self._pool):  # type: ignore[attr-defined]
+            state = self.children.get(process.pid)
+            if state and state.unwanted(now, self._closing_since):
+                self._kill_unready(process.pid, state)
+                continue
+            reason = state.overdue(now, timeout) if state else None
+            if not state or not reason:
+                continue
+            if state.killed_at is None:
+                message = "child %d (slot %d): %s; tf_startup_timeout is %g s. Killing it; see stderr for where it was"
+                logger.error(message, process.pid, state.slot, reason, timeout)
+                state.killed_at = now
+                _signal(process.pid, signal.SIGABRT)  # at which faulthandler shows where it was
+            elif now - state.killed_at > GRACE:
+                _signal(process.pid, signal.SIGKILL)
+
+    def _stop_worker(self, reason: str) -> None:
+        if not self._stopping:
+            self._stopping = True
+            logger.critical("worker stops: %s", reason)
+            worker_state.should_stop = EX_FAILURE
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+class TFAsynPool(_Watched, asynpool.AsynPool):  # type: ignore[misc]
+    """The engine for brokers with an event loop."""
+
+    child_class = AsyncWorker
+
+    def _event_process_exit(self, hub: Any, proc: Any, looks: int = 100) -> None:
+        # A process closes its files an instant before it can be waited for.  The original looks once, and the next
+        # look is that of a timer of 5 s.
+        super()._event_process_exit(hub, proc)
+        if proc in self._pool and looks and self._state == billiard.pool.RUN:
+            hub.call_later(0.02, self._event_process_exit, hub, proc, looks - 1)
+
+
+class TFBlockingPool(_Watched, billiard.pool.Pool):  # type: ignore[misc]
+    """The engine for all other brokers."""
+
+    child_class = BlockingWorker
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._starter = LastingThread("child-starter")
+        super().__init__(*args, **kwargs)
+
+    def _create_worker_process(self, i: int) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            return super()._create_worker_process(i)
+        return self._starter.call(super()._create_worker_process, i)
+
+    def join(self) -> None:
+        while self._task_handler.is_alive():  # perhaps it writes a task larger than the pipe
+            self._task_handler.join(1.0)
+            self._kill_overdue()
+            if not any(process._is_alive() for process in self._pool):
+                self._inqueue.discard()
+        super().join()
+        self._starter.stop()
+
+    def terminate(self) -> None:
+        super().terminate()
+        self._starter.stop()
+
+    def _setup_queues(self) -> None:
+        super()._setup_queues()
+        # The methods that super() made read these attributes when they are called.
+        for name in ("_inqueue", "_outqueue"):
+            getattr(self, name).close()
+            setattr(self, name, CrashSafeQueue(ctx=self._ctx))
+        self._quick_put = self._inqueue._writer.send
+        self._quick_get = self._outqueue._reader.recv
+
+    def _can_change_to_spawn(self) -> bool:
+        # The locks of the shared pipes were made for fork, and children have them.
+        return fork_guard.can_spawn() and not self._pool
+
+    def _on_child_end(self, state: ChildState | None, process: Any) -> None:
+        for queue in (self._inqueue, self._outqueue):
+            queue.release_of(process.pid)
+        super()._on_child_end(state, process)
+
+    @staticmethod
+    def _help_stuff_finish(inqueue: Any, task_handler: Any, pool: Any) -> None:
+        # The original takes the reader's lock, which an idle child holds, to
+        # empty the pipe for a task handler that is stuck writing to it.
+        task_handler.join(GRACE)
+        if task_handler.is_alive():
+            for process in pool:
+                if not process._is_alive():
+                    inqueue.release_of(process.pid)
+            billiard.pool.Pool._help_stuff_finish(inqueue, task_handler, pool)

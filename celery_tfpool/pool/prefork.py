@@ -1,0 +1,222 @@
+"""TFPrefork: Celery's prefork pool with time to load, a fork guard, and an end to crash loops.
+
+`TFPrefork` is Celery's own ``TaskPool`` on the two engines of `engines`.
+
+Importing this module is how the pool is chosen, so it adds `bootstep.Models`
+to Celery's worker blueprint, where it does nothing for other pools.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import celery
+from billiard.util import get_pdeathsig
+from celery.concurrency.prefork import TaskPool
+from celery.exceptions import WorkerShutdown
+from celery.platforms import EX_FAILURE
+from celery.utils.log import get_logger
+from celery.worker import WorkController
+from celery.worker import state as worker_state
+
+from .. import processes
+from ..errors import ForkGuardError
+from ..packs import cache
+from ..packs.build import Packing
+from ..predictors import server
+from ..predictors.server import Job
+from ..predictors.supervisor import CannotStart, Supervisor, assign
+from ..settings import ModelPath
+from . import fork_guard
+from .child import Plan
+from .engines import TFAsynPool, TFBlockingPool
+
+logger = get_logger(__name__)
+
+WorkController.Blueprint.default_steps.add("celery_tfpool.pool.startup:Models")
+
+
+class TFPrefork(TaskPool):  # type: ignore[misc]
+    """Celery's prefork pool, in which TensorFlow and Keras work.
+
+    Choose it with ``celery -A proj worker --pool=celery_tfpool:TFPrefork``.
+    """
+
+    Pool = TFAsynPool
+    BlockingPool = TFBlockingPool
+
+    #: What `bootstep.Models` decided; a pool without a worker has the defaults.
+    plan = Plan()
+    #: What became of each model, as `bootstep.Models` found out.
+    packings: Sequence[Packing] = ()
+    #: Threads of one predictor, as `bootstep.Models` decided.
+    predictor_threads = (1, 1)
+    supervisor: Supervisor | None = None
+    forking_enable: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._held: list[int] = []
+        self._must_unfreeze = False
+
+    def on_start(self) -> None:
+        try:
+            self.guard_fork()
+        except ForkGuardError as exc:
+            logger.critical("%s", exc)
+            raise WorkerShutdown(EX_FAILURE) from exc
+        # Each child calls billiard's set_pdeathsig, which imports a C parser where cffi is installed: 50 ms and 4 MB.
+        # Its harmless twin brings that here, once.
+        with contextlib.suppress(OSError):
+            get_pdeathsig()
+        # What is there now stays for all children and predictors: the collector would write to the pages of each
+        # object it looks at, and so copy them, in each of these processes.
+        gc.collect()
+        self._must_unfreeze = gc.get_freeze_count() == 0  # else the program that embeds this worker has a say
+        gc.freeze()
+        processes.let_go_of_read_pages()
+        self._start_predictors()
+        self.options["plan"] = self.plan
+        super().on_start()
+
+    def on_stop(self) -> None:
+        try:
+            super().on_stop()
+        finally:  # children need them until their last task is done
+            self._stop_predictors()
+            self._let_go()
+
+    def on_terminate(self) -> None:
+        try:
+            super().on_terminate()
+        finally:
+            self._stop_predictors()
+            self._let_go()
+
+    def _start_predictors(self) -> None:
+        settings = self.plan.settings
+        models = [model for model in settings.model_path if model.predictors != 0]
+        if not settings.predictors or not models:
+            return
+        self.supervisor = Supervisor(
+            [has for has in assign(models, settings.predictors) if has],
+            job=self._job,
+            give_up=self._give_up,
+            startup_timeout=self.plan.startup_timeout,
+            preload=["celery_tfpool.predictors.nursery" if settings.preimport else "celery_tfpool.predictors.server"],
+        )
+        try:
+            self.supervisor.start(worker_state.maybe_shutdown)
+        except CannotStart as exc:
+            logger.critical("%s", exc)
+            raise WorkerShutdown(EX_FAILURE) from exc
+        predictors = self.supervisor.client(settings.response_timeout, settings.max_request_bytes)
+        self.plan = replace(self.plan, predictors=predictors)
+
+    def _job(self, index: int, models: tuple[ModelPath, ...], folder: str) -> Job:
+        intra_op, inter_op = self.predictor_threads
+        pid = os.getpid()
+        return Job(
+            index,
+            models,
+            self.plan.packs,
+            self.plan.contents,
+            self.plan.settings,
+            intra_op,
+            inter_op,
+            folder,
+            parent=pid,
+            parent_started=server.started_at(pid),
+            prepare=preparation(self.app),
+        )
+
+    def _give_up(self, reason: str) -> None:
+        worker_state.should_stop = EX_FAILURE
+
+    def _stop_predictors(self) -> None:
+        if self.supervisor is not None:
+            self.supervisor.stop()
+            self.supervisor = None
+
+    def hold(self, folder: str) -> bool:
+        """Keep the pack in ``folder`` from being removed until the pool stops; whether it is there."""
+        descriptor = cache.hold(folder)
+        if descriptor is not None:
+            self._held.append(descriptor)
+        return descriptor is not None
+
+    def _let_go(self) -> None:
+        """Undo what was done to this process: a worker that is embedded in a program ends before it."""
+        if self._must_unfreeze:
+            gc.unfreeze()
+        while self._held:
+            os.close(self._held.pop())
+
+    def guard_fork(self) -> None:
+        """Decide between fork and spawn for the children that are to be started.
+
+        Raises:
+            ForkGuardError: TensorFlow is initialised here, and spawn is not
+                possible or not wanted.
+        """
+        if not self.forking_enable:
+            return
+        method = fork_guard.start_method(
+            self.plan.settings.fork_guard,
+            can_spawn=fork_guard.can_spawn(),
+            why_not=f"Celery {celery.__version__} cannot spawn children instead (5.7 and newer can)",
+        )
+        self.forking_enable = method == "fork"
+
+    @property
+    def start_method(self) -> str:
+        return "fork" if self.forking_enable else "spawn"
+
+    def children(self) -> list[dict[str, Any]]:
+        """Of each child: slot, pid, whether it is ready, its models and its memory in bytes; JSON-friendly."""
+        known = getattr(self._pool, "children", {})
+        return [
+            {
+                "slot": state.slot,
+                "pid": pid,
+                "ready": state.ready,
+                "loading": state.loading,
+                "models": state.models,
+                "memory": processes.memory_of(pid),
+            }
+            for pid, state in sorted(known.items(), key=lambda item: item[1].slot)
+            if state.slot >= 0  # the last words of a child that has ended have none
+        ]
+
+
+def preparation(app: Any) -> Callable[[], None]:
+    """Does in another process what Celery's own spawned children do; can be pickled.
+
+    The app is found there where its module has it: its configuration may hold what cannot be pickled.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] not in ("celery", "celery_tfpool"):
+            for attribute, value in list(getattr(module, "__dict__", {}).items()):
+                if value is app:
+                    return functools.partial(prepare_as, name, attribute)
+    return functools.partial(prepare, app)
+
+
+def prepare_as(module: str, attribute: str) -> None:
+    """`prepare` for the app that is ``attribute`` of ``module``."""
+    prepare(getattr(importlib.import_module(module), attribute))
+
+
+def prepare(app: Any) -> None:
+    """Know the app, log where worker main logs, import the app's modules."""
+    app.set_current()
+    app.log.setup(int(os.environ.get("CELERY_LOG_LEVEL") or 0), os.environ.get("CELERY_LOG_FILE") or None)
+    app.loader.import_default_modules()

@@ -1,0 +1,158 @@
+"""May rows of different requests share a call of a model?  Only where that is known to be harmless.
+
+Known is what the graph tells (it writes to a state, it has a fixed number of
+rows, it calls Python) and what a trial shows: three rows computed together must
+give what each of them gives alone.  What cannot be tried is not known, and
+goes alone, as Keras would compute it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from ..runners.compare import are_close, precision_of
+from ..runners.protocol import Compiled
+from ..runners.spec import Port
+
+#: Rows of a trial, and how large their numbers are; where these are too much, the others.
+ROWS = 3
+SCALES = ((1.0, 4.0, -2.0), (1.0, 0.5, 0.25))
+
+#: Operations that call back into Python.
+_PYTHON = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
+
+
+class Reason(Enum):
+    """Why requests of different tasks do not share a call."""
+
+    SIZE = "max_batch_size is 1"
+    REFUSED = "batch is False"
+    FIXED_ROWS = "it takes a fixed number of rows"
+    NO_ROWS = "its outputs do not have a row for each row of its inputs"
+    STATE = "it keeps a state from one call to the next"
+    DEPENDENT = "the outputs of a row depend on the other rows"
+    RANDOM = "its outputs are random"
+    PYTHON = "it calls Python code, which may keep a state"
+    NO_NOISE = "it takes strings or booleans, with which no trial can be made"
+    NOT_TRIED = "it has not been tried yet: its first request shows what it takes"
+    TRIAL_FAILED = "a trial with three rows failed"
+    NO_TIME = "it is too slow to be tried while the worker starts"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is a fact of the model or of the settings, and not a lack of knowledge."""
+        return self not in (Reason.PYTHON, Reason.NO_NOISE, Reason.NOT_TRIED, Reason.TRIAL_FAILED, Reason.NO_TIME)
+
+    @property
+    def is_absolute(self) -> bool:
+        """Whether even ``batch = True`` changes nothing: the rows cannot be put together or told apart."""
+        return self in (Reason.SIZE, Reason.FIXED_ROWS, Reason.NO_ROWS)
+
+
+# -- what the graph tells --------------------------------------------------------
+
+
+def of_graph(compiled: Compiled, inputs: Sequence[Port]) -> Reason | None:
+    """Why requests may not share a call, as far as the graph tells; None when nothing speaks against it."""
+    import keras
+
+    operations = compiled.operations()
+    if any(map(_writes, operations)):
+        return Reason.STATE
+    if any(port.shape and port.shape[0] is not None for port in inputs):
+        return Reason.FIXED_ROWS
+    for symbol in keras.tree.flatten(compiled.outputs):
+        shape = symbol.shape
+        if shape.rank is not None and (shape.rank == 0 or shape[0] is not None):
+            return Reason.NO_ROWS
+    return Reason.PYTHON if operations & _PYTHON else None
+
+
+def _writes(operation: str) -> bool:
+    """Whether an operation changes a variable, a table, or the state of random numbers."""
+    return (
+        operation.startswith(("Assign", "ResourceScatter", "ResourceApply", "LookupTableInsert", "LookupTableImport"))
+        or operation in ("ResourceStridedSliceAssign", "LookupTableRemoveV2", "RngSkip", "RngReadAndSkip", "CountUpTo")
+        or operation in ("ResourceCountUpTo", "StatefulStandardNormalV2", "StatefulUniform", "StatefulUniformFullInt")
+    )
+
+
+# -- what a trial shows ----------------------------------------------------------
+
+
+def noise(inputs: Sequence[Port], scales: Sequence[float]) -> list[Any] | None:
+    """Three rows for each input, of numbers up to one each of ``scales``; None where no such can be made."""
+    random = np.random.default_rng(0)
+    values = []
+    for port in inputs:
+        row = port.zeros()
+        if row.dtype.kind in "OSUb":
+            return None
+        shape = (ROWS, *row.shape[1:])
+        if row.dtype.kind in "iu":  # of which any may be out of bounds, but for the first two
+            drawn = random.integers(0, 2, shape)
+        else:
+            drawn = random.random(shape) * np.reshape(scales, (ROWS, *[1] * (len(shape) - 1)))
+        values.append(drawn.astype(row.dtype))
+    return values
+
+
+def like(values: Sequence[Any]) -> list[Any] | None:
+    """Three rows after the first of ``values``, the rows of a real request; None where no such can be made."""
+    random = np.random.default_rng(0)
+    made = []
+    for value in map(np.asarray, values):
+        if value.dtype.kind in "OSUTb" or not value.size:
+            return None
+        rows = np.repeat(value[:1], ROWS, axis=0)
+        for row in rows[1:]:
+            if row.dtype.kind in "iu":  # no other numbers than those that came
+                row[...] = random.choice(value.reshape(-1), row.shape)
+            else:
+                row[...] = (row * (0.5 + random.random(row.shape)) + random.random(row.shape)).astype(row.dtype)
+        made.append(rows)
+    return made
+
+
+def of_trial(compiled: Compiled, values: Sequence[Any]) -> Reason | None:
+    """Whether three rows that are computed together give what each of them gives alone; None when they do.
+
+    Raises:
+        Exception: whatever the model says of these rows.
+    """
+    import keras
+
+    precision = precision_of(compiled)
+
+    def call(start: int, stop: int) -> list[Any]:
+        return [np.asarray(leaf) for leaf in keras.tree.flatten(compiled(*(value[start:stop] for value in values)))]
+
+    together = call(0, ROWS)
+    if any(leaf.shape[:1] != (ROWS,) for leaf in together):
+        return Reason.NO_ROWS
+    apart = [call(row, row + 1) for row in range(ROWS)]
+    if any(leaf.shape[:1] != (1,) for one in apart for leaf in one):
+        return Reason.NO_ROWS
+    joined = [np.concatenate(leaves) for leaves in zip(*apart, strict=True)]
+    if all(are_close(*pair, precision) for pair in zip(together, joined, strict=True)):
+        is_finite = all(_is_finite(leaf) for leaf in together)
+        return None if is_finite else Reason.TRIAL_FAILED  # what is no number shows nothing
+    again = call(0, ROWS)
+    is_random = not all(are_close(*pair, precision) for pair in zip(together, again, strict=True))
+    return Reason.RANDOM if is_random else Reason.DEPENDENT
+
+
+def _is_finite(leaf: Any) -> bool:
+    return leaf.dtype.kind in "OSUTbiu" or bool(np.isfinite(leaf.astype("complex128")).all())
+
+
+def agree(one: Callable[..., Any], other: Callable[..., Any], values: Sequence[Any], precision: float) -> bool:
+    """Whether two calls give the same for the same ``values``."""
+    import keras
+
+    both = zip(keras.tree.flatten(one(*values)), keras.tree.flatten(other(*values)), strict=True)
+    return all(are_close(leaf, expected, precision) for expected, leaf in both)

@@ -1,0 +1,242 @@
+"""Decide what is plain data, and make of it the arrays and dtypes that a model takes.
+
+Follows what Keras does with the data given to ``keras.Model.predict``, and
+takes Python's lists on top.  Knows NumPy's and TensorFlow's types, but no
+model: who calls says which shape and dtype are wanted.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+_SCALARS = (bool, int, float, str, bytes, np.generic)
+
+
+class Misfit(Exception):
+    """What came, in words, when it does not fit.  `Runner` adds what was expected."""
+
+
+# -- what is it? ---------------------------------------------------------------
+
+
+def is_plain(x: Any) -> bool:
+    """Whether ``x`` is data at hand: arrays, dense tensors or numbers, or lists, tuples or dicts of them."""
+    if not isinstance(x, (Mapping, list, tuple)):
+        return x is None or isinstance(x, _SCALARS) or is_dense(x)
+    parts = list(x.values()) if isinstance(x, Mapping) else x
+    if parts and isinstance(parts[0], _SCALARS):
+        return True  # a row of numbers; no need to look at each
+    if any(part is None for part in parts) and any(map(is_dense, parts)):
+        return False  # an optional input left out, which Keras understands
+    return all(map(is_plain, parts))
+
+
+def is_dense(value: Any) -> bool:
+    """An array or dense tensor (of NumPy, TensorFlow, JAX, PyTorch); not ragged, sparse or pandas."""
+    if isinstance(value, np.ndarray):
+        return True
+    package = type(value).__module__.partition(".")[0]
+    return hasattr(value, "__array__") and hasattr(value, "shape") and package not in ("pandas", "scipy")
+
+
+def is_tensor(value: Any) -> bool:
+    """A tensor or variable of TensorFlow."""
+    return type(value).__module__.startswith("tensorflow.") and hasattr(value, "numpy")
+
+
+def dtype_of(value: Any) -> str:
+    """TensorFlow's name for the dtype of an array or tensor."""
+    if is_tensor(value):
+        return str(value.dtype.name)
+    return _name_of(value.dtype)
+
+
+@functools.cache  # NumPy makes a name anew each time, which takes longer than all else here
+def _name_of(dtype: Any) -> str:
+    return "string" if dtype.kind in "USOT" else str(dtype)
+
+
+def sketch(x: Any) -> str:
+    """The structure of ``x`` in brackets, for messages."""
+    if isinstance(x, Mapping):
+        return "{" + ", ".join(f"{key!r}: {sketch(value)}" for key, value in x.items()) + "}"
+    if isinstance(x, (list, tuple)) and not _is_row(x):
+        return "[" + ", ".join(map(sketch, x[:8])) + (", …]" if len(x) > 8 else "]")
+    return getattr(x, "name", None) or type(x).__name__
+
+
+def _is_row(x: Any) -> bool:
+    """A list that begins with a number or string is data, not a structure."""
+    return isinstance(x, (list, tuple)) and bool(x) and isinstance(x[0], _SCALARS)
+
+
+# -- arrays --------------------------------------------------------------------
+
+
+def arrays(x: Any) -> Any:
+    """``x`` with its nested lists of numbers made arrays, and its other lists tuples, as Keras does.
+
+    Raises:
+        Misfit: a list that makes no array.
+    """
+    if isinstance(x, Mapping):
+        return {key: arrays(value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)) and _holds_array(x):
+        return tuple(map(arrays, x))
+    return array(x)
+
+
+def _holds_array(x: Any) -> bool:
+    if isinstance(x, (list, tuple)):
+        return not _is_row(x) and any(map(_holds_array, x))
+    return isinstance(x, Mapping) or is_dense(x)
+
+
+def array(value: Any) -> Any:
+    """``value`` as an array, or as the tensor that it is; strings as Python's own.
+
+    Raises:
+        Misfit: a single value, rows of different lengths, or mixed objects.
+    """
+    made = value if is_tensor(value) else _array_of(value)
+    if len(made.shape) == 0:
+        raise Misfit(f"a single {type(value).__name__}; give rows along the first dimension")
+    if not is_tensor(made) and made.dtype.kind in "OT":
+        made = made.astype(object, copy=False)
+        _check_strings(made)
+    return made
+
+
+def _array_of(value: Any) -> Any:
+    first = value
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
+    # Strings stay Python's: NumPy's own are all as wide as the widest, and lose NULs at their end.
+    dtype = object if isinstance(first, (str, bytes)) else None
+    try:
+        return np.asarray(value, dtype=dtype)
+    except ValueError as exc:
+        raise Misfit(f"rows of different lengths ({short(exc)})") from exc
+
+
+def _check_strings(objects: Any) -> None:
+    others = {type(part).__name__ for part in objects.flat if not isinstance(part, (str, bytes))}
+    if others & {"list", "tuple"}:
+        raise Misfit("rows of different lengths")
+    if others:
+        raise Misfit(f"dtype object with {', '.join(sorted(others))} in it, shape {objects.shape}")
+
+
+# -- dtypes --------------------------------------------------------------------
+
+
+def castable(value: Any, dtype: str) -> bool:
+    """Whether ``value`` may become ``dtype``: numbers numbers, and strings strings; not dates, records or less."""
+    came = dtype_of(value)
+    if came == dtype or "string" in (came, dtype):
+        return came == dtype
+    if came.startswith("complex"):
+        return dtype.startswith("complex")
+    return is_tensor(value) or value.dtype.kind in "biuf" or came == "bfloat16"
+
+
+def cast(value: Any, dtype: str) -> Any:
+    """``value`` in ``dtype``, by way of ``floatx`` as in Keras."""
+    return _astype(to_floatx(value), dtype)
+
+
+def to_floatx(value: Any) -> Any:
+    """Floats in Keras's ``floatx``, which is what ``keras.Model.predict`` makes of all floats first."""
+    import keras
+
+    is_float = dtype_of(value) in ("float16", "float32", "float64", "bfloat16")
+    return _astype(value, keras.config.floatx()) if is_float else value
+
+
+def _astype(value: Any, dtype: str) -> Any:
+    import tensorflow as tf
+
+    if dtype_of(value) == dtype:
+        return value
+    return tf.cast(value, dtype) if is_tensor(value) else value.astype(tf.as_dtype(dtype).as_numpy_dtype)
+
+
+#: Kinds of dtypes that are numbers; V are those of ``ml_dtypes``.
+_NUMBERS = "biufcV"
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The dtype of a name that NumPy or ``ml_dtypes`` knows; strings are objects.
+
+    Raises:
+        ValueError: it is none of numbers.
+    """
+    if name == "string":
+        return np.dtype(object)
+    if not isinstance(name, str) or not name.isidentifier():  # NumPy would parse it, as far as evaluating it
+        raise ValueError(f"no dtype {name!r}")
+    try:
+        dtype: np.dtype[Any] = np.dtype(name)
+    except TypeError:
+        import ml_dtypes  # comes with TensorFlow
+
+        found = getattr(ml_dtypes, name, None)
+        if not isinstance(found, type) or not issubclass(found, np.generic):
+            raise ValueError(f"no dtype {name!r}") from None
+        return np.dtype(found)
+    if dtype.type is np.void or dtype.kind not in _NUMBERS:
+        raise ValueError(f"not a dtype of numbers: {name!r}")
+    return dtype
+
+
+# -- outputs -------------------------------------------------------------------
+
+
+def to_numpy(outputs: Any) -> Any:
+    """Tensors as arrays; ragged and sparse ones stay what they are, as in Keras."""
+    import keras
+
+    def leaf(value: Any) -> Any:
+        return value.numpy() if type(value).__name__ == "EagerTensor" else value
+
+    return keras.tree.map_structure(leaf, outputs)
+
+
+def concatenate(parts: list[Any]) -> Any:
+    """The outputs of several batches as those of one, as Keras joins them."""
+    import keras
+
+    return keras.tree.map_structure(_join, *parts)
+
+
+def _join(*values: Any) -> Any:
+    import tensorflow as tf
+
+    if isinstance(values[0], tf.SparseTensor):
+        return tf.sparse.concat(0, values)
+    if isinstance(values[0], tf.RaggedTensor):
+        return tf.concat(values, axis=0)
+    if values[0].ndim == 0:
+        return np.stack(values)
+    varies = [len(set(sizes)) > 1 for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
+    if not any(varies):
+        return np.concatenate(values)
+    inner = varies[::-1].index(True)  # so many last dimensions are the same in all batches
+    shape = values[0].shape[-inner:] if inner else None
+    return tf.ragged.constant(values, inner_shape=shape).merge_dims(0, 1)
+
+
+# -- words ---------------------------------------------------------------------
+
+
+def short(exc: BaseException, limit: int = 500) -> str:
+    """What an exception says, on one line and without colours."""
+    text = str(exc.args[0] if isinstance(exc, KeyError) and exc.args else exc)
+    text = text.partition("Full object config:")[0]  # of Keras, which is long and follows the reason
+    text = " ".join(text.replace("\x1b[1m", "").replace("\x1b[0m", "").split())
+    # TensorFlow begins with what failed and ends with why; between them stand the lines of its own call stack.
+    return text if len(text) <= limit else f"{text[: limit // 3]} … {text[-2 * limit // 3 + 3 :]}"

@@ -1,0 +1,115 @@
+"""Call a Keras model that declares its inputs: functional or sequential.
+
+One trace of ``predict_step``, the step that ``keras.Model.predict`` calls, in
+the shapes and dtypes that the model declares, serves every call.  Models that
+do not say what they take are for `free_runner`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from .convert import arrays, is_plain
+from .inputs import Structured
+from .protocol import CannotPack, Compiled, Runner
+from .spec import Port, port_of
+
+
+class KerasRunner(Runner):
+    """Compiled calls of a Keras model's ``predict_step``."""
+
+    _inputs: Structured
+
+    def __init__(self, name: str, model: Any) -> None:
+        self.name = name
+        self.keras_model = model
+        symbols = declared(model, "inputs")
+        structure = _structure(model, symbols)
+        self._inputs = Structured(_ports(structure, symbols), _numbers(structure))
+        self.inputs = self._inputs.ports
+        self.outputs = [port_of(symbol) for symbol in declared(model, "outputs")]
+        self._overridden = overrides(model, "predict", "make_predict_function")
+        self._lock = threading.Lock()
+        self._compiled: Compiled | None = None
+
+    def takes(self, x: Any) -> bool:
+        return not self.only_here() and super().takes(x)
+
+    def delegate(self, x: Any, **options: Any) -> Any:
+        with self.refusal():
+            x = arrays(x) if is_plain(x) else x
+        return self.keras_model.predict(x, **options)
+
+    def variables(self) -> list[Any]:
+        return list(self.keras_model.variables)
+
+    def forget(self) -> None:
+        self._compiled = None
+
+    def only_here(self) -> str:
+        own = self._overridden or self.keras_model.run_eagerly
+        return "it has a predict() or make_predict_function() of its own, or runs eagerly" if own else ""
+
+    def single_call(self) -> tuple[Structured, Compiled]:
+        if why := self.only_here():
+            raise CannotPack(why)
+        return self._inputs, self.compiled()
+
+    def compiled(self) -> Compiled:
+        with self._lock:
+            if self._compiled is None:
+                self._compiled = self._trace(self._inputs.pack, self.inputs)
+            return self._compiled
+
+    def _trace(self, pack: Callable[[list[Any]], Any], ports: list[Port]) -> Compiled:
+        import tensorflow as tf
+
+        def step(*flat: Any) -> Any:
+            x = pack(list(flat))
+            return self.keras_model.predict_step((x,) if isinstance(x, (list, tuple)) else x)  # as Keras packs it
+
+        signature = [tf.TensorSpec(port.shape, port.dtype) for port in ports]
+        concrete = tf.function(step, input_signature=signature, autograph=False).get_concrete_function()
+        return Compiled(concrete, concrete.structured_outputs, concrete.graph.as_graph_def)
+
+
+def overrides(model: Any, *methods: str) -> bool:
+    """Whether the user's class, or the model itself, has one of Keras's methods of its own."""
+    import keras
+
+    return any(
+        getattr(type(model), method) is not getattr(keras.Model, method) or method in vars(model) for method in methods
+    )
+
+
+def declared(model: Any, ports: str) -> list[Any]:
+    """The symbolic ``"inputs"`` or ``"outputs"`` of ``model``; none when its call() alone knows."""
+    try:
+        return list(getattr(model, ports, None) or [])
+    except ValueError:  # a Sequential that was never built, before Keras 3.6
+        return []
+
+
+def _structure(model: Any, symbols: list[Any]) -> Any:
+    import keras
+
+    if not symbols:
+        return None
+    # A Sequential has one input, which its own ``input`` does not find once it was loaded from a file.
+    return symbols[0] if isinstance(model, keras.Sequential) else model.input
+
+
+def _numbers(structure: Any) -> Any:
+    """``structure`` with the number of each leaf in its place."""
+    import keras
+
+    return keras.tree.pack_sequence_as(structure, list(range(len(keras.tree.flatten(structure)))))
+
+
+def _ports(structure: Any, symbols: list[Any]) -> list[Port]:
+    if isinstance(structure, dict) and len(structure) == len(symbols):
+        # Users know an input by its key; keras.tree sorts by it.
+        return [port_of(symbol, key) for key, symbol in zip(sorted(structure), symbols, strict=True)]
+    return [port_of(symbol) for symbol in symbols]

@@ -1,0 +1,73 @@
+"""Load what stands at a path, and choose the runner that calls it.
+
+Knows every form of a model; not when it is loaded, in which process, or what
+becomes of an error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+from . import location, subclassed, tf_state
+from .keras_model import KerasRunner
+from .location import Kind
+from .protocol import Runner
+from .saved_model import SignatureRunner
+from .subclassed import FreeRunner
+
+
+def load(name: str, path: str, *, safe_mode: bool, compiled: bool = False) -> Runner:
+    """The model at ``path``, ready to predict.
+
+    Args:
+        compiled: load a stored model's loss, metrics and optimizer, too.
+
+    Raises:
+        BadSource: there is no such model, or none that can be used here.
+        Exception: whatever comes out of the user's file or function.
+    """
+    if why := tf_state.missing():
+        raise location.BadSource(why)
+    kind = location.check(path, safe_mode=safe_mode)
+    if kind is Kind.PACK:
+        raise location.BadSource("it is a pack, which has no other form")
+    if kind is Kind.SAVED_MODEL:
+        return SignatureRunner(name, os.path.expanduser(path))
+    _check_backend()
+    model = _made_by(path) if kind is Kind.FUNCTION else _stored_at(path, kind, safe_mode, compiled)
+    runner = FreeRunner if subclassed.needed_by(model) else KerasRunner
+    return runner(name, model)
+
+
+def _check_backend() -> None:
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise location.BadSource(
+            f"Keras runs on {keras.backend.backend()!r} (KERAS_BACKEND or ~/.keras/keras.json); "
+            "this pool needs 'tensorflow'"
+        )
+
+
+def _stored_at(path: str, kind: Kind, safe_mode: bool, compiled: bool) -> Any:
+    import keras
+
+    local = path if kind is Kind.REMOTE else os.path.expanduser(path)
+    # Training configuration is not needed to predict, and its custom
+    # losses and metrics would have to be importable.
+    return keras.models.load_model(local, compile=compiled, safe_mode=safe_mode)
+
+
+def _made_by(function: str) -> Any:
+    import keras
+
+    module_name, _, attributes = function.partition(":")
+    make: Any = importlib.import_module(module_name)
+    for part in attributes.split("."):
+        make = getattr(make, part)
+    model = make()
+    if not isinstance(model, keras.Model):
+        raise location.BadSource(f"it returned {type(model).__name__}, not a keras.Model")
+    return model

@@ -1,0 +1,116 @@
+"""Call a SavedModel by its serving signature.
+
+A signature says names, dtypes and shapes of inputs and outputs, and nothing
+else of the model is known: no Keras, no ``fit``, no layers.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+from . import location
+from .inputs import Named
+from .protocol import Compiled, Runner
+from .spec import port_of
+
+
+class SignatureRunner(Runner):
+    """Calls of a SavedModel's serving signature."""
+
+    _inputs: Named
+
+    def __init__(self, name: str, path: str) -> None:
+        self.name = name
+        self._loaded = _load(path)  # owns the variables: must live as long as the signature
+        self._signature = _signature(self._loaded)
+        _, inputs = self._signature.structured_input_signature
+        outputs = self._signature.structured_outputs
+        self._inputs = Named([port_of(spec, key) for key, spec in inputs.items()], _orders(self._loaded))
+        self.inputs = self._inputs.ports
+        self.outputs = [port_of(spec, key) for key, spec in outputs.items()]
+        self._compiled = Compiled(self._call, _only(outputs), self._signature.graph.as_graph_def)
+
+    def compiled(self) -> Compiled:
+        return self._compiled
+
+    def single_call(self) -> tuple[Named, Compiled]:
+        import tensorflow as tf
+
+        signature = [tf.TensorSpec(port.shape, port.dtype) for port in self.inputs]
+        concrete = tf.function(self._call, input_signature=signature, autograph=False).get_concrete_function()
+        return self._inputs, Compiled(concrete, concrete.structured_outputs, concrete.graph.as_graph_def)
+
+    def variables(self) -> list[Any]:
+        return list(self._signature.variables)
+
+    def _call(self, *tensors: Any) -> Any:
+        names = (port.name for port in self.inputs)
+        return _only(self._signature(**dict(zip(names, tensors, strict=True))))
+
+
+def _load(path: str) -> Any:
+    """The SavedModel, whichever Keras wrote it.
+
+    Keras 2's own save of a model that was compiled with its older optimizers (Adam until 2.10) has the optimizer's
+    slots, which only Keras 2 can create. They are of no use to predict: such a model is loaded from a copy of its
+    description without them. Its weights are not copied.
+    """
+    import tensorflow as tf
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    try:
+        return tf.saved_model.load(path)
+    except AttributeError:
+        written = os.path.join(path, "saved_model.pb")
+        if not os.path.exists(written):  # as text, which Keras never does
+            raise
+        with open(written, "rb") as file:
+            description = saved_model_pb2.SavedModel.FromString(file.read())
+        nodes = [node for graph in description.meta_graphs for node in graph.object_graph_def.nodes]
+        if not any(node.slot_variables for node in nodes):
+            raise
+    for node in nodes:
+        node.ClearField("slot_variables")
+    with tempfile.TemporaryDirectory() as folder:
+        for entry in os.scandir(path):
+            if entry.name != "saved_model.pb":
+                os.symlink(os.path.abspath(entry.path), os.path.join(folder, entry.name))
+        with open(os.path.join(folder, "saved_model.pb"), "wb") as file:
+            file.write(description.SerializeToString())
+        return tf.saved_model.load(folder)
+
+
+def _signature(loaded: Any) -> Any:
+    signatures = loaded.signatures
+    key = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
+    if key is None:
+        raise location.BadSource("the SavedModel has no serving signature; save it with model.export(path)")
+    signature = signatures[key]
+    for name, spec in signature.structured_input_signature[1].items():
+        if not spec.shape.rank:
+            raise location.BadSource(
+                f"its input {name!r} is not said to have rows along a first dimension (shape {spec.shape}); "
+                "save it with an input_signature that says so"
+            )
+    return signature
+
+
+def _orders(loaded: Any) -> list[list[str]]:
+    """Names of inputs in the model's order.
+
+    A signature sorts its inputs by name; only the function that
+    keras.Model.export puts next to it keeps their order.
+    """
+    found = []
+    for function in getattr(getattr(loaded, "serve", None), "concrete_functions", ()):
+        (inputs, *more), keywords = function.structured_input_signature
+        if isinstance(inputs, (list, tuple)) and not more and not keywords:
+            found.append([spec.name for spec in inputs])
+    return found
+
+
+def _only(outputs: dict[str, Any]) -> Any:
+    """The output itself where there is but one."""
+    return next(iter(outputs.values())) if len(outputs) == 1 else outputs
