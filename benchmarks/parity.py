@@ -27,12 +27,12 @@ import tensorflow as tf
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from celery_tfpool.models.handle.handle import Handle, Models
 from zoo import ZOO, Specimen
 
+from celery_tfpool.models import loading
+from celery_tfpool.models.handle import Handle, Models
 from celery_tfpool.packs.attach import PackRunner
 from celery_tfpool.packs.write import write
-from celery_tfpool.runners import loading
 from celery_tfpool.runners.protocol import CannotPack
 
 ROUNDS, OURS_PER_ROUND = 60, 20

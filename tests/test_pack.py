@@ -14,19 +14,19 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from celery_tfpool.models.handle.handle import Handle, LazyModel
 from conftest import quiet
 from keras import layers, ops
 from test_parity import CASES, assert_same, for_keras, keras_itself
 from zoo import ZOO, chain, normal
 
 from celery_tfpool import SettingsError, errors, processes
+from celery_tfpool.models.handle import Handle, LazyModel
+from celery_tfpool.models.loading import load
 from celery_tfpool.packs import attach, build, manifest, write
 from celery_tfpool.packs.attach import PackRunner
 from celery_tfpool.packs.cache import PackCache
 from celery_tfpool.pool import startup
 from celery_tfpool.runners.keras_model import KerasRunner, declared
-from celery_tfpool.runners.loading import load
 from celery_tfpool.runners.location import BadSource
 from celery_tfpool.runners.protocol import CannotPack
 from celery_tfpool.settings import ModelPath, Settings
@@ -193,9 +193,9 @@ def with_constant(words: Any, x: Any) -> Any:
 @pytest.mark.parametrize("kind", LISTED)
 def test_listed_in_limits(tmp_path: Path, kind: str) -> None:
     """Each kind that the documentation lists is refused with its reason, and the next worker knows without trying."""
-    build, reason = LISTED[kind]
+    make, reason = LISTED[kind]
     path = str(tmp_path / "model.keras")
-    build().save(path)
+    make().save(path)
     cache = PackCache(tmp_path / "cache", 2**30)
 
     for _ in range(2):
@@ -336,7 +336,7 @@ def test_weights_are_shared(tmp_path: Path) -> None:
     folder = pack_of(path, tmp_path / "pack")
     program = f"""
 import numpy as np
-from celery_tfpool.runners.loading import load
+from celery_tfpool.models.loading import load
 from celery_tfpool import processes
 small = load("small", {pack_of(str(small_model(tmp_path)), tmp_path / "small")!r}, safe_mode=True)
 small.predict(np.ones((1, 2)), 1)

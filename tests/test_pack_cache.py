@@ -26,8 +26,8 @@ from conftest import make_model, quiet, wait_until
 
 from celery_tfpool.packs import build, fingerprint, manifest
 from celery_tfpool.packs.attach import PackRunner
-from celery_tfpool.packs.cache import CacheUnusable, PackCache
-from celery_tfpool.runners import loading, location, tf_state
+from celery_tfpool.packs.cache import CacheUnusable, PackCache, hold
+from celery_tfpool.runners import location, stored, tf_state
 from celery_tfpool.runners.inputs import Named
 from celery_tfpool.runners.protocol import CannotPack
 
@@ -134,14 +134,14 @@ def test_own_version_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     model = tmp_path / "m.keras"
     model.write_text("model")
     before = key_of(str(model), [])
-    shutil.copytree(Path(fingerprint.__file__).parent, tmp_path / "other" / "celery_tfpool")
+    shutil.copytree(Path(fingerprint.__file__).parent.parent, tmp_path / "other" / "celery_tfpool")
     with open(tmp_path / "other" / "celery_tfpool" / "errors.py", "a") as file:
         file.write("#\n")
     program = (
         "import sys; from celery_tfpool.packs.fingerprint import content, key; print(key(content(sys.argv[1]), []))"
     )
     keys = []
-    for place in (Path(fingerprint.__file__).parent.parent, tmp_path / "other"):
+    for place in (Path(fingerprint.__file__).parents[2], tmp_path / "other"):
         command = [sys.executable, "-c", program, str(model)]
         env = {**os.environ, "PYTHONPATH": str(place)}
         keys.append(
@@ -178,7 +178,7 @@ def test_replaced_while_it_is_packed(
     other = make_model(str(tmp_path / "other.keras"), "model.set_weights([w + 1 for w in model.get_weights()])")
     versions = {"1": Path(model).read_bytes(), "2": Path(other).read_bytes()}
     path.write_bytes(versions["1"])
-    original, loads = loading.load, []
+    original, loads = stored.load_stored, []
 
     def load_amid_a_deployment(name: str, where: str, **options: Any) -> Any:
         loads.append(where)
@@ -190,7 +190,7 @@ def test_replaced_while_it_is_packed(
             return runner
         return original(name, where, **options)
 
-    monkeypatch.setattr(build, "load", load_amid_a_deployment)
+    monkeypatch.setattr(build, "load_stored", load_amid_a_deployment)
     found = build.find_or_make("m", str(path), cache, safe_mode=True)
     assert 2 == len(loads)
     for version, expected in (("1", 16.0), ("2", 33.0)):
@@ -202,13 +202,13 @@ def test_replaced_while_it_is_packed(
 
 def test_replaced_all_the_while(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path, cache = Path(shutil.copy(model, tmp_path / "m.keras")), PackCache(tmp_path / "cache", 2**30)
-    original = loading.load
+    original = stored.load_stored
 
     def load_and_touch(name: str, where: str, **options: Any) -> Any:
         os.utime(path)
         return original(name, where, **options)
 
-    monkeypatch.setattr(build, "load", load_and_touch)
+    monkeypatch.setattr(build, "load_stored", load_and_touch)
     with pytest.raises(location.BadSource, match="its files change all the while"):
         build.find_or_make("m", str(path), cache, safe_mode=True)
     assert [] == cache.entries()
@@ -423,7 +423,7 @@ def test_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(CacheUnusable, match="cannot be locked: No locks available"):
-        cache.hold(str(tmp_path))
+        hold(str(tmp_path))
     with pytest.raises(CacheUnusable, match="cache cannot be used: No locks available"):
         PackCache(tmp_path / "cache", 2**30).get_or_make("key", fake())
 
@@ -506,4 +506,4 @@ def test_what_is_in_use_stays(tmp_path: Path) -> None:
 
 
 def test_hold_what_is_gone(tmp_path: Path) -> None:
-    assert cache.hold(str(tmp_path / "nothing")) is None
+    assert hold(str(tmp_path / "nothing")) is None

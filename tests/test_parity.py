@@ -19,7 +19,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from celery_tfpool.models.handle.handle import Handle, Models
 from keras import layers, ops
 from zoo import (
     KERAS,
@@ -36,6 +35,7 @@ from zoo import (
     several_named,
 )
 
+from celery_tfpool.models.handle import Handle, Models
 from celery_tfpool.runners.keras_model import declared
 
 Pair = tuple[Any, Handle]

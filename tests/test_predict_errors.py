@@ -15,11 +15,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from celery_tfpool.models.handle.handle import Handle, Models
 from keras import layers
 from zoo import KERAS, SubclassedOfDict, built, chain, mlp, normal
 
 from celery_tfpool import InvalidInputError, ModelLoadError
+from celery_tfpool.models.handle import Handle, Models
 
 ROW = [1.0, 2.0, 3.0]
 

@@ -17,12 +17,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from celery_tfpool.models.handle.handle import Handle, Models
 from keras import layers
 from test_parity import for_keras
 from zoo import ZOO, chain
 
 from celery_tfpool import InvalidInputError
+from celery_tfpool.models.handle import Handle, Models
+from celery_tfpool.models.loading import load
 from celery_tfpool.packs import build
 from celery_tfpool.packs.cache import PackCache
 from celery_tfpool.predictors.batching import Part
@@ -30,7 +31,6 @@ from celery_tfpool.predictors.client import Client, RemoteRunner
 from celery_tfpool.predictors.row_check import Reason
 from celery_tfpool.predictors.server import Job, started_at
 from celery_tfpool.predictors.supervisor import Supervisor
-from celery_tfpool.runners.loading import load
 from celery_tfpool.settings import ModelPath, Settings
 
 #: Noise is another every time, also in Keras.

@@ -179,7 +179,8 @@ def test_unreadable(tmp_path: Path) -> None:
     for parent in tmp_path.parents[:3]:
         parent.chmod(0o755)
     program = (
-        "import os, sys; sys.path[:0] = eval(sys.argv[1]); from celery_tfpool.runners import location; os.seteuid(65534)\n"
+        "import os, sys; sys.path[:0] = eval(sys.argv[1])\n"
+        "from celery_tfpool.runners import location; os.seteuid(65534)\n"
         "for path in sys.argv[2:]:\n"
         "    try: location.check(path, safe_mode=True)\n"
         "    except location.BadSource as exc: print(exc)"

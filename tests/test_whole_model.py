@@ -8,13 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from celery_tfpool.models.handle.handle import Handle, LazyModel
 from keras import layers, ops
 from test_parity import assert_same
 from zoo import chain, normal
 
+from celery_tfpool.models.handle import Handle, LazyModel
+from celery_tfpool.models.loading import load
 from celery_tfpool.packs.build import write_checked
-from celery_tfpool.runners.loading import load
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from celery_tfpool.models.handle.handle import Handle, Models
 from recipe import PACKS, PATHS, compiled, rows
 
+from celery_tfpool.models.handle import Handle, Models
 from celery_tfpool.packs import build
 from celery_tfpool.packs.cache import PackCache
 from celery_tfpool.predictors.client import Client, RemoteRunner

@@ -18,9 +18,9 @@ import keras
 import tensorflow as tf
 from recipe import PACKS, PATHS
 
+from celery_tfpool.models.loading import load
 from celery_tfpool.packs import build
 from celery_tfpool.packs.cache import PackCache
-from celery_tfpool.runners.loading import load
 
 
 def in_child(way: str, name: str) -> float:

@@ -29,13 +29,13 @@ from typing import Any, NoReturn
 
 from ..errors import ModelLoadError, TFPoolError, UnknownModelError
 from ..packs import fingerprint
-from ..packs.attach import PackRunner, opened
+from ..packs.attach import PackRunner
 from ..packs.fingerprint import Content
 from ..runners import location, tf_state
 from ..runners.convert import short
-from ..runners.loading import load
-from ..runners.location import BadSource, Kind
+from ..runners.location import BadSource
 from ..runners.protocol import Predicts, Runner
+from .loading import load
 
 logger = logging.getLogger(__name__)
 
@@ -334,14 +334,9 @@ class LazyModel:
     def _load_unchanged(self, *, compiled: bool = False) -> Runner:
         """`load`, of the files that were there when the worker started."""
         self._refuse_change()
-        runner = self._at_path(compiled)
+        runner = load(self.name, self.path, safe_mode=self.safe_mode, compiled=compiled)
         self._refuse_change()
         return runner
-
-    def _at_path(self, compiled: bool) -> Runner:
-        if location.check(self.path, safe_mode=self.safe_mode) is Kind.PACK:
-            return opened(self.name, self.path)
-        return load(self.name, self.path, safe_mode=self.safe_mode, compiled=compiled)
 
     def _refuse_change(self) -> None:
         """Processes of one worker must not answer with different versions of a model.

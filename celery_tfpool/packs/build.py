@@ -25,9 +25,9 @@ from celery.platforms import set_pdeathsig
 from .. import processes
 from ..runners import compare, location, tf_state
 from ..runners.convert import short
-from ..runners.loading import load
 from ..runners.location import Kind
 from ..runners.protocol import CannotPack, Runner
+from ..runners.stored import load_stored
 from . import fingerprint, manifest
 from .attach import PackRunner
 from .cache import CacheUnusable, PackCache
@@ -197,7 +197,7 @@ def find_or_make(
         remarks: list[str] = []
 
         def make(folder: str, content: Content = content, remarks: list[str] = remarks) -> None:
-            remarks.append(write_checked(load(name, path, safe_mode=safe_mode), folder))
+            remarks.append(write_checked(load_stored(name, path, safe_mode=safe_mode), folder))
             if fingerprint.was_touched(path, content):  # what was loaded may be other bytes
                 raise _Touched
 

@@ -114,7 +114,7 @@ def key(content: Content, facts: Iterable[str], *, code: Iterable[str] = ()) -> 
 def _own_code() -> str:
     """What this package is: neither packs nor notes that there can be none outlive another version of it."""
     digest = hashlib.sha256()
-    for name in sorted(Path(__file__).parent.rglob("*.py")):
+    for name in sorted(Path(__file__).parent.parent.rglob("*.py")):
         _add(digest, str(name))
     return digest.hexdigest()
 

@@ -196,7 +196,7 @@ def is_own_code(filename: str) -> bool:
         os.path.isabs(filename)
         and not filename.startswith(_installed())
         and f"{os.sep}site-packages{os.sep}" not in filename
-        and not filename.startswith(os.path.dirname(__file__))
+        and not filename.startswith(os.path.dirname(os.path.dirname(__file__)))
     )
 
 

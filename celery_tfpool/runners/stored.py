@@ -1,4 +1,4 @@
-"""Load what stands at a path, and choose the runner that calls it.
+"""Load a model as Keras or TensorFlow stores it, or as a function makes it, and choose the runner that calls it.
 
 Knows every form of a model; not when it is loaded, in which process, or what
 becomes of an error.
@@ -18,7 +18,7 @@ from .saved_model import SignatureRunner
 from .subclassed import FreeRunner
 
 
-def load(name: str, path: str, *, safe_mode: bool, compiled: bool = False) -> Runner:
+def load_stored(name: str, path: str, *, safe_mode: bool, compiled: bool = False) -> Runner:
     """The model at ``path``, ready to predict.
 
     Args:
