@@ -1,7 +1,8 @@
 """What every kind of process here needs of the system: its memory, leave to start others, an end of crash loops.
 
-Private names used, because there is no public way: ``_config`` of a process of
-`multiprocessing`.
+Private names used, because there is no public way: of `multiprocessing`
+``_config`` of a process, and ``_forkserver`` and its attributes, which a fork
+inherits and cannot use.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
+from typing import Any
 
 #: So many children in a row that end before they are ready stop the worker.
 MAX_FAILED_STARTS = 3
@@ -103,6 +106,7 @@ def allowed_to_start() -> Iterator[None]:
     A worker that somebody starts with `multiprocessing` may be daemonic, and then `multiprocessing` forbids it, so that
     no grandchild is left behind; billiard, whose children Celery's are, does not.
     """
+    _forget_forkserver_of_parent()
     config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
     daemon = config.pop("daemon", None)
     try:
@@ -110,6 +114,16 @@ def allowed_to_start() -> Iterator[None]:
     finally:
         if daemon is not None:
             config["daemon"] = daemon
+
+
+def _forget_forkserver_of_parent() -> None:
+    """In a fork of a process that has a forkserver, start another: `multiprocessing` would wait for one of its own."""
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        try:
+            os.waitid(os.P_PID, server._forkserver_pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            server._forkserver_pid = server._forkserver_address = server._forkserver_alive_fd = None
 
 
 @dataclass

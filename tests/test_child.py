@@ -15,7 +15,7 @@ import pytest
 from conftest import APPS, PATIENCE, StartWorker
 
 from celery_tfpool.pool import child
-from celery_tfpool.pool.child import Plan
+from celery_tfpool.pool.plan import Plan
 
 
 @pytest.fixture

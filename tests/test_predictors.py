@@ -75,6 +75,28 @@ def test_children_need_no_tensorflow(place: str, start_worker: StartWorker, digi
     assert [] == os.listdir(place)
 
 
+def has_tensorflow(pid: int) -> bool:
+    return "libtensorflow" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_only_predictors_import_tensorflow(start_worker: StartWorker, digits: str, tmp_path: Path, engine: str) -> None:
+    """Neither worker main nor a child, packing included, and numbers are cast as Keras does all the same."""
+    conf = {"tf_model_path": digits, "tf_predictors": 1, "tf_cache_dir": str(tmp_path / "cache")}
+    worker = start_worker("-c", "2", broker=engine, conf=conf)
+    assert "model 'default': packed in" in worker.log
+    assert [[16.0]] == worker.call("predict_row", [1] * 16)[1]  # whole numbers
+    (predictor,) = processes(worker)
+    assert has_tensorflow(predictor)
+    assert [False] * 3 == [has_tensorflow(pid) for pid in (worker.process.pid, *worker.pool_children())]
+
+
+def test_models_that_children_load_are_imported_for(start_worker: StartWorker) -> None:
+    """A model that only Keras itself predicts with is loaded in children: worker main imports TensorFlow for them."""
+    worker = start_worker("-c", "1", conf={"tf_model_path": "proj:own_predict", "tf_predictors": 1})
+    assert has_tensorflow(worker.process.pid)
+    assert [[16.0]] == worker.call("predict_row", [1.0] * 16)[1]
+
+
 def test_rows_of_many_tasks_share_a_batch(start_worker: StartWorker, tmp_path: Path) -> None:
     """While the predictor is busy requests gather; the next batch takes them all."""
     worker = start_worker("-c", "8", conf=TRAPPED, env={"GATE": str(tmp_path)})

@@ -189,7 +189,7 @@ def test_dead_child_is_replaced_at_once(start_worker: StartWorker) -> None:
 LAST_WORDS = """
 import os, signal
 from conftest import wait_until
-from celery_tfpool.pool.child import Plan
+from celery_tfpool.pool.plan import Plan
 from celery_tfpool.pool.engines import TFBlockingPool
 from celery_tfpool.pool.child_main import CHILD_STATUS
 

@@ -79,7 +79,7 @@ def pack_in_process(
 
     Args:
         start_method: "fork", which knows the custom classes that this process
-            knows, or "spawn", which knows those that ``import_app`` makes known.
+            knows, or "spawn" or "forkserver", which know those that ``import_app`` makes known.
         timeout: seconds until the process is killed.
         tick: called all the while; whatever it raises ends the process.
         import_app: imports, in a spawned process, the modules that spawned
@@ -94,7 +94,8 @@ def pack_in_process(
     context: Any = multiprocessing.get_context(start_method)
     receiver, sender = context.Pipe(duplex=False)
     make = functools.partial(find_or_make, name, path, cache, safe_mode=safe_mode, code=code)
-    process = context.Process(target=_main, args=(sender, os.getpid(), make, timeout, import_app), daemon=True)
+    parent = None if start_method == "forkserver" else os.getpid()  # it ends with the forkserver, which ends with us
+    process = context.Process(target=_main, args=(sender, parent, make, timeout, import_app), daemon=True)
     with processes.allowed_to_start():
         process.start()
     sender.close()
@@ -118,7 +119,7 @@ def pack_in_process(
 
 def _main(
     sender: Connection,
-    parent: int,
+    parent: int | None,
     make: Callable[[], Found],
     timeout: float,
     import_app: Callable[[], Any] | None,
@@ -126,7 +127,7 @@ def _main(
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     set_pdeathsig("SIGKILL")  # Celery handles signals later, until then SIGTERM kills worker main
-    if os.getppid() != parent:
+    if parent is not None and os.getppid() != parent:
         os._exit(1)
     signal.alarm(int(timeout) + 1)  # where the kernel does not tell that worker main is gone
     try:

@@ -18,7 +18,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -27,34 +26,13 @@ from celery import _state, current_app
 
 from ..errors import ModelLoadError
 from ..models.handle import Handle, LazyModel, Models
-from ..packs.fingerprint import Content
 from ..predictors.client import Client, Predictors, RemoteRunner
 from ..runners import tf_state
 from ..settings import Settings, read
 from . import deadlines
+from .plan import Plan
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What worker main decides for all its children."""
-
-    settings: Settings = field(default_factory=Settings)
-    intra_op: int = 1
-    inter_op: int = 1
-    #: Name of a model → folder of its pack, for those that have one.
-    packs: tuple[tuple[str, str], ...] = ()
-    #: Name of a model → what its files held when the worker started.
-    contents: tuple[tuple[str, Content], ...] = ()
-    #: Who predicts for the children, if anybody does.
-    predictors: Predictors | None = None
-    #: Seconds until a child must be ready, and a model loaded.
-    startup_timeout: float = 120.0
-
-    @property
-    def explicit_threads(self) -> bool:
-        return bool(self.settings.intra_op_parallelism or self.settings.inter_op_parallelism)
 
 
 #: The plan of this process if it is a pool child.

@@ -20,7 +20,7 @@ from celery.utils.log import get_logger
 from .. import processes
 from ..errors import ModelLoadError
 from . import child
-from .child import Plan
+from .plan import Plan
 
 logger = get_logger(__name__)
 

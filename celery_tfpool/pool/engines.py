@@ -32,10 +32,10 @@ from celery.worker import state as worker_state
 from ..errors import ForkGuardError
 from ..processes import GRACE, MAX_FAILED_STARTS, CrashLoop
 from . import fork_guard
-from .child import Plan
 from .child_main import CHILD_STATUS, AsyncWorker, BlockingWorker, Worker
 from .child_rules import ChildState
 from .lasting_thread import LastingThread
+from .plan import Plan
 from .shared_pipe import CrashSafeQueue
 
 logger = get_logger(__name__)

@@ -36,8 +36,8 @@ from ..predictors.server import Job
 from ..predictors.supervisor import CannotStart, Supervisor, assign
 from ..settings import ModelPath
 from . import fork_guard
-from .child import Plan
 from .engines import TFAsynPool, TFBlockingPool
+from .plan import Plan, preimport
 
 logger = get_logger(__name__)
 
@@ -73,6 +73,7 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
         except ForkGuardError as exc:
             logger.critical("%s", exc)
             raise WorkerShutdown(EX_FAILURE) from exc
+        self._start_predictors()
         # Each child calls billiard's set_pdeathsig, which imports a C parser where cffi is installed: 50 ms and 4 MB.
         # Its harmless twin brings that here, once.
         with contextlib.suppress(OSError):
@@ -83,7 +84,6 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
         self._must_unfreeze = gc.get_freeze_count() == 0  # else the program that embeds this worker has a say
         gc.freeze()
         processes.let_go_of_read_pages()
-        self._start_predictors()
         self.options["plan"] = self.plan
         super().on_start()
 
@@ -111,7 +111,7 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
             job=self._job,
             give_up=self._give_up,
             startup_timeout=self.plan.startup_timeout,
-            preload=["celery_tfpool.predictors.nursery" if settings.preimport else "celery_tfpool.predictors.server"],
+            preload=self.preload,
         )
         try:
             self.supervisor.start(worker_state.maybe_shutdown)
@@ -120,6 +120,8 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
             raise WorkerShutdown(EX_FAILURE) from exc
         predictors = self.supervisor.client(settings.response_timeout, settings.max_request_bytes)
         self.plan = replace(self.plan, predictors=predictors)
+        if settings.preimport and any(facts["only_here"] for _, facts in predictors.models.values()):
+            preimport()  # some model turned out to be loaded by children
 
     def _job(self, index: int, models: tuple[ModelPath, ...], folder: str) -> Job:
         intra_op, inter_op = self.predictor_threads
@@ -175,6 +177,12 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
             why_not=f"Celery {celery.__version__} cannot spawn children instead (5.7 and newer can)",
         )
         self.forking_enable = method == "fork"
+
+    @property
+    def preload(self) -> Sequence[str]:
+        """What a forkserver imports, of which predictors are forked."""
+        preimport = self.plan.settings.preimport
+        return ["celery_tfpool.predictors.nursery" if preimport else "celery_tfpool.predictors.server"]
 
     @property
     def start_method(self) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
+import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ from ..packs.build import Packing
 from ..packs.cache import CacheUnusable, PackCache, default_folder
 from ..packs.fingerprint import Content
 from ..runners import location, tf_state
-from ..runners.convert import short
 from ..runners.location import Kind
-from ..settings import ModelPath, Settings, check
-from .child import Plan
-from .prefork import TFPrefork
+from ..settings import Settings, check
+from .inspect import banner, facts
+from .plan import absolute, all_predicted_elsewhere, plan, predictor_threads, preimport, usable_cores
+from .prefork import TFPrefork, preparation
 
 logger = get_logger(__name__)
 
@@ -52,7 +52,7 @@ class Models(bootsteps.StartStopStep):  # type: ignore[misc]
         check_models(settings)
         # A task may change the working directory, and replaced children load again.
         settings = replace(settings, model_path=tuple(map(absolute, settings.model_path)))
-        if settings.preimport and settings.model_path:
+        if settings.preimport and settings.model_path and not all_predicted_elsewhere(settings):
             preimport()
         w.pool.plan = plan(
             settings,
@@ -106,36 +106,14 @@ def check_pack(folder: str) -> None:
         raise location.BadSource(why)
 
 
-def absolute(model: ModelPath) -> ModelPath:
-    """``model`` with the whole path of its file or folder; a function or an address stays as it is."""
-    is_local = location.kind_of(model.path) not in (Kind.FUNCTION, Kind.REMOTE)
-    return model._replace(path=os.path.abspath(os.path.expanduser(model.path))) if is_local else model
-
-
-def preimport() -> None:
-    """Import TensorFlow here, for all children.
-
-    Raises:
-        SettingsError: it cannot be imported.
-    """
-    try:
-        threads = tf_state.preimport()
-    except Exception as exc:  # a broken installation fails in many ways
-        reason = f"{type(exc).__name__}: {short(exc)}"
-        raise SettingsError(f"  tf_model_path: TensorFlow or Keras cannot be imported: {reason}") from exc
-    if threads and not tf_state.evidence():
-        logger.warning(
-            "importing TensorFlow and Keras started native threads (%s), which children will not have. "
-            "Should they hang, set tf_preimport = False",
-            ", ".join(threads),
-        )
-
-
 def pack_models(pool: TFPrefork, app: Any) -> list[Packing]:
     """Find or make the packs of all models, and keep them from being removed while this worker lives."""
     settings = pool.plan.settings
     folder = Path(settings.cache_dir) if settings.cache_dir else default_folder(os.environ)
     cache = PackCache(folder, settings.cache_max_bytes)
+    # Where this process does not import TensorFlow, the forkserver does, once for all packs and predictors.
+    start_method = "forkserver" if all_predicted_elsewhere(settings) else pool.start_method
+    multiprocessing.set_forkserver_preload(list(pool.preload))
     done = []
     for name, path, *_ in settings.model_path:
         packing = build.pack_in_process(
@@ -143,10 +121,10 @@ def pack_models(pool: TFPrefork, app: Any) -> list[Packing]:
             path,
             cache,
             safe_mode=settings.safe_mode,
-            start_method=pool.start_method,
+            start_method=start_method,
             timeout=pool.plan.startup_timeout,
             tick=worker_state.maybe_shutdown,
-            import_app=functools.partial(import_app, app),
+            import_app=preparation(app),
         )
         if packing.folder and packing.folder != os.path.expanduser(path):  # the user's own pack is not ours to remove
             packing = held(packing, pool)
@@ -180,87 +158,3 @@ def held(packing: Packing, pool: TFPrefork) -> Packing:
     except CacheUnusable as exc:
         reason = str(exc)
     return Packing(packing.name, reason=reason, is_problem=True, content=packing.content)
-
-
-def import_app(app: Any) -> None:
-    """Import what Celery's own spawned children do: the modules of all tasks, ``imports``, ``include``."""
-    app.loader.import_default_modules()
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: affinity, and the cgroup's CPU quota rounded up."""
-    try:
-        from celery.utils.sysinfo import cpu_budget
-    except ImportError:  # Celery before 5.7; loky sees the quota of a container, not of a systemd unit
-        import loky
-
-        return int(loky.cpu_count())
-    return int(cpu_budget().count)
-
-
-def plan(settings: Settings, *, processes: int, cores: int, proc_alive_timeout: float | None) -> Plan:
-    """What each of ``processes`` children gets of ``cores``, and how long it may take to start."""
-    intra_op, inter_op = threads(settings, cores=cores, processes=processes)
-    return Plan(
-        settings=settings,
-        intra_op=intra_op,
-        inter_op=inter_op,
-        startup_timeout=max(settings.startup_timeout, proc_alive_timeout or 0.0),
-    )
-
-
-def predictor_threads(settings: Settings, *, cores: int) -> tuple[int, int]:
-    """Threads of one predictor inside an operation and for operations: all cores, divided among predictors."""
-    return threads(settings, cores=cores, processes=settings.predictors)
-
-
-def threads(settings: Settings, *, cores: int, processes: int) -> tuple[int, int]:
-    """Threads inside an operation, and operations: as set, as TensorFlow's own variables say, or a share of cores."""
-    configured = (
-        settings.intra_op_parallelism or tf_state.threads_of_environment("TF_NUM_INTRAOP_THREADS"),
-        settings.inter_op_parallelism or tf_state.threads_of_environment("TF_NUM_INTEROP_THREADS"),
-    )
-    intra_op, inter_op = (
-        tf_state.threads_per_process(number, cores=cores, processes=processes) for number in configured
-    )
-    return intra_op, inter_op
-
-
-def facts(pool: TFPrefork) -> dict[str, Any]:
-    """What there is to know of the pool from outside; JSON-friendly."""
-    settings = pool.plan.settings
-    return {
-        "models": {model.name: model.path for model in settings.model_path},
-        "load": settings.model_load,
-        "packs": {done.name: done.facts() for done in pool.packings},
-        "start_method": pool.start_method,
-        "threads": {"intra_op": pool.plan.intra_op, "inter_op": pool.plan.inter_op},
-        "predictors": pool.supervisor.facts() if pool.supervisor else [],
-        "versions": tf_state.versions(),
-        "children": pool.children(),
-    }
-
-
-def banner(pool: TFPrefork) -> str:
-    known = facts(pool)
-    shared = {name for name, packed in known["packs"].items() if packed["packed"]}
-    models = [
-        f"{name} = {path}" + (" (shared)" if name in shared else "") for name, path in known["models"].items()
-    ] or ["none (tf_model_path is not set)"]
-    settings = pool.plan.settings
-    if settings.predictors:
-        threads = "{} intra-op, {} inter-op in each predictor".format(*pool.predictor_threads)
-        where = f"{settings.predictors}, batches of up to {settings.max_batch_size} rows"
-        more = [("predictors", where), ("threads", threads)]
-    else:
-        more = [
-            ("load", f"{known['load']}, in each child"),
-            ("threads", "{intra_op} intra-op, {inter_op} inter-op in each child".format(**known["threads"])),
-        ]
-    rows = [
-        ("models", f"\n{'':16}".join(models)),
-        *more,
-        ("start", known["start_method"]),
-        ("versions", ", ".join(" ".join(item) for item in known["versions"].items())),
-    ]
-    return "\n[tfpool]\n" + "".join(f".> {name + ':':<12} {value}\n" for name, value in rows)

@@ -22,7 +22,7 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import errors
@@ -31,7 +31,7 @@ from ..runners.convert import Misfit, arrays, is_plain, is_tensor
 from ..runners.inputs import Named, inputs_of_json
 from ..runners.protocol import check_batch_size, count_rows
 from ..runners.spec import describe
-from ..runners.structure import CannotEncode
+from ..runners.structure import CannotEncode, map_leaves
 from . import casualties
 from .busyness import LoadBoard
 from .codec import decode, encode
@@ -324,7 +324,9 @@ class RemoteRunner:
     def __init__(self, name: str, indices: tuple[int, ...], facts: dict[str, Any], client: Client) -> None:
         self.name = name
         self._indices, self._client = indices, client
-        self._inputs = None if facts["inputs"] is None else inputs_of_json(facts["inputs"])
+        self._inputs = None
+        if facts["inputs"] is not None:
+            self._inputs = replace(inputs_of_json(facts["inputs"]), floatx=facts["floatx"])
 
     def takes(self, x: Any) -> bool:
         """Whether ``x`` is plain data, which can be sent."""
@@ -355,8 +357,4 @@ class RemoteRunner:
 
 
 def _of_numpy(x: Any) -> Any:
-    if isinstance(x, dict):
-        return {key: _of_numpy(part) for key, part in x.items()}
-    if isinstance(x, (list, tuple)):
-        return type(x)(map(_of_numpy, x))
-    return x.numpy() if is_tensor(x) else x
+    return map_leaves(lambda leaf: leaf.numpy() if is_tensor(leaf) else leaf, x)

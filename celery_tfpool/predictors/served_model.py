@@ -301,9 +301,12 @@ class ServedModel:
 
     def facts(self) -> dict[str, Any]:
         """What whoever asks has to know; JSON-friendly."""
+        import keras
+
         return {
             "only_here": self.only_here,
             "inputs": None if self.only_here or not self.runner.inputs else self.runner.inputs_to_json(),
+            "floatx": keras.config.floatx(),
             "alone": self.alone.value if self.alone else "",
             "frozen": self.is_frozen,
             "packed": self.runner.pack_folder is not None,

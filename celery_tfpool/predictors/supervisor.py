@@ -11,9 +11,6 @@ queue.  Predictors are forked by a forkserver of `multiprocessing`, so that they
 inherit nothing of worker main.
 
 Knows nothing of Celery: what stops the worker is given.
-
-Private names used, because there is no public way: ``_forkserver`` of
-`multiprocessing` and its attributes, which a fork inherits and cannot use.
 """
 
 from __future__ import annotations
@@ -32,7 +29,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
 from typing import Any
 
 from .. import processes
@@ -318,7 +314,6 @@ class Supervisor:
                 target=self._program, args=(job, one.listener, sender), name=f"Predictor-{one.index}", daemon=True
             )
             with processes.allowed_to_start():
-                _forget_forkserver_of_parent()
                 process.start()
             if self._stopping.is_set():  # nobody else knows of it
                 process.kill()
@@ -468,16 +463,6 @@ async def _in_thread(function: Callable[..., Any], *args: Any) -> Any:
 
     threading.Thread(target=run, name="starter of predictors", daemon=True).start()
     return await future
-
-
-def _forget_forkserver_of_parent() -> None:
-    """In a fork of a process that has a forkserver, start another: `multiprocessing` would wait for one of its own."""
-    server: Any = forkserver._forkserver
-    if server._forkserver_pid is not None:
-        try:
-            os.waitid(os.P_PID, server._forkserver_pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            server._forkserver_pid = server._forkserver_address = server._forkserver_alive_fd = None
 
 
 async def _ended(process: Any) -> None:

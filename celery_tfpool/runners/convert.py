@@ -8,6 +8,7 @@ model: who calls says which shape and dtype are wanted.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -144,25 +145,34 @@ def castable(value: Any, dtype: str) -> bool:
     return is_tensor(value) or value.dtype.kind in "biuf" or came == "bfloat16"
 
 
-def cast(value: Any, dtype: str) -> Any:
-    """``value`` in ``dtype``, by way of ``floatx`` as in Keras."""
-    return _astype(to_floatx(value), dtype)
+def cast(value: Any, dtype: str, floatx: str | None = None) -> Any:
+    """``value`` in ``dtype``, by way of ``floatx`` as in Keras; see `to_floatx`."""
+    return _astype(to_floatx(value, floatx), dtype)
 
 
-def to_floatx(value: Any) -> Any:
-    """Floats in Keras's ``floatx``, which is what ``keras.Model.predict`` makes of all floats first."""
-    import keras
+def to_floatx(value: Any, floatx: str | None = None) -> Any:
+    """Floats in Keras's ``floatx``, which is what ``keras.Model.predict`` makes of all floats first.
 
-    is_float = dtype_of(value) in ("float16", "float32", "float64", "bfloat16")
-    return _astype(value, keras.config.floatx()) if is_float else value
+    Args:
+        floatx: what it is if Keras is not imported here; None: import it.
+    """
+    if dtype_of(value) not in ("float16", "float32", "float64", "bfloat16"):
+        return value
+    if floatx is None or "keras" in sys.modules:
+        import keras
+
+        floatx = keras.config.floatx()
+    return _astype(value, floatx)
 
 
 def _astype(value: Any, dtype: str) -> Any:
-    import tensorflow as tf
-
     if dtype_of(value) == dtype:
         return value
-    return tf.cast(value, dtype) if is_tensor(value) else value.astype(tf.as_dtype(dtype).as_numpy_dtype)
+    if is_tensor(value):
+        import tensorflow as tf
+
+        return tf.cast(value, dtype)
+    return value.astype(numpy_dtype(dtype))
 
 
 #: Kinds of dtypes that are numbers; V are those of ``ml_dtypes``.

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .convert import Misfit, is_dense, sketch
 from .spec import Port
-from .structure import structure_of_json, structure_to_json
+from .structure import map_leaves, structure_of_json, structure_to_json
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Inputs(ABC):
     """The inputs of a model, in its order."""
 
     ports: list[Port]
+    #: Keras's ``floatx`` for a process that has not imported Keras; None: to be asked of Keras.
+    floatx: str | None = field(default=None, kw_only=True)
 
     @abstractmethod
     def values(self, x: Any) -> list[Any]:
@@ -47,7 +49,7 @@ class Inputs(ABC):
         """
         if len(values) != len(self.ports):
             raise Misfit(f"{len(values)} values for {len(self.ports)} inputs")
-        return [port.fit(value) for port, value in zip(self.ports, values, strict=True)]
+        return [port.fit(value, self.floatx) for port, value in zip(self.ports, values, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
         """For `inputs_of_json`.
@@ -103,9 +105,7 @@ class Structured(Inputs):
 
     def pack(self, flat: list[Any]) -> Any:
         """The structure, with these in place of its leaves."""
-        import keras
-
-        return keras.tree.map_structure(flat.__getitem__, self.structure)
+        return map_leaves(flat.__getitem__, self.structure)
 
     @property
     def _is_nested(self) -> bool:

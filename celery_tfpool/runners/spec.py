@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .convert import Misfit, array, cast, castable, dtype_of, is_tensor
+from .convert import Misfit, array, cast, castable, dtype_of, is_tensor, numpy_dtype
 
 #: Sizes from the second dimension on; None may vary.
 Shape = tuple[int | None, ...]
@@ -47,8 +47,11 @@ class Port:
         rank = len(value.shape)
         return rank >= len(self.shape) or (self.shape[1:] == (1,) and rank == 1)
 
-    def fit(self, value: Any) -> Any:
+    def fit(self, value: Any, floatx: str | None = None) -> Any:
         """``value`` as an array or tensor of this dtype and rank.
+
+        Args:
+            floatx: as of `convert.to_floatx`.
 
         Raises:
             Misfit: it is another shape, or another kind of thing.
@@ -59,7 +62,7 @@ class Port:
             self._check(fitting, given)
         except Misfit as exc:
             raise Misfit(f"{self.name}: {exc}") from exc.__cause__
-        return cast(fitting, self.dtype)
+        return cast(fitting, self.dtype, floatx)
 
     def _of_rank(self, value: Any) -> Any:
         rank = len(value.shape)
@@ -81,13 +84,11 @@ class Port:
 
     def zeros(self) -> NDArray[Any]:
         """One row of zeros or empty strings, or as many as the model insists on."""
-        import tensorflow as tf
-
         rows, *others = self.shape
         shape = [1 if rows is None else rows, *(ANY_SIZE if size is None else size for size in others)]
         if self.dtype == "string":
             return np.full(shape, "", dtype=object)
-        return np.zeros(shape, dtype=tf.as_dtype(self.dtype).as_numpy_dtype)
+        return np.zeros(shape, dtype=numpy_dtype(self.dtype))
 
 
 def port_of(symbol: Any, name: str | None = None) -> Port:

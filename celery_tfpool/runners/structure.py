@@ -36,3 +36,12 @@ def structure_of_json(facts: Any, leaf: Callable[[Any], Any]) -> Any:
     if kind in ("list", "tuple"):
         return (tuple if kind == "tuple" else list)(structure_of_json(part, leaf) for part in value)
     return leaf(value)
+
+
+def map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
+    """Nested dicts, lists and tuples with ``function`` of each leaf in its place."""
+    if isinstance(structure, dict):
+        return {key: map_leaves(function, part) for key, part in structure.items()}
+    if isinstance(structure, (list, tuple)):
+        return type(structure)(map_leaves(function, part) for part in structure)
+    return function(structure)

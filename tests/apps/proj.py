@@ -34,6 +34,17 @@ def stubborn_model():
     return slow_model()
 
 
+def own_predict():
+    """A model that predicts in its own way."""
+    import keras
+
+    class OwnPredict(keras.Sequential):
+        def predict(self, x, **options):
+            return super().predict(x, **options)
+
+    return OwnPredict([keras.layers.Input((16,)), keras.layers.Dense(1, kernel_initializer="ones")])
+
+
 def broken_model():
     raise RuntimeError("the weights are on the moon")
 

@@ -1,0 +1,108 @@
+"""What worker main decides for all its children: settings, threads, time, packs, and who imports TensorFlow."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from celery.utils.log import get_logger
+
+from ..errors import SettingsError
+from ..packs.fingerprint import Content
+from ..predictors.client import Predictors
+from ..runners import location, tf_state
+from ..runners.convert import short
+from ..runners.location import Kind
+from ..settings import ModelPath, Settings
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What worker main decides for all its children."""
+
+    settings: Settings = field(default_factory=Settings)
+    intra_op: int = 1
+    inter_op: int = 1
+    #: Name of a model → folder of its pack, for those that have one.
+    packs: tuple[tuple[str, str], ...] = ()
+    #: Name of a model → what its files held when the worker started.
+    contents: tuple[tuple[str, Content], ...] = ()
+    #: Who predicts for the children, if anybody does.
+    predictors: Predictors | None = None
+    #: Seconds until a child must be ready, and a model loaded.
+    startup_timeout: float = 120.0
+
+    @property
+    def explicit_threads(self) -> bool:
+        return bool(self.settings.intra_op_parallelism or self.settings.inter_op_parallelism)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: affinity, and the cgroup's CPU quota rounded up."""
+    try:
+        from celery.utils.sysinfo import cpu_budget
+    except ImportError:  # Celery before 5.7; loky sees the quota of a container, not of a systemd unit
+        import loky
+
+        return int(loky.cpu_count())
+    return int(cpu_budget().count)
+
+
+def plan(settings: Settings, *, processes: int, cores: int, proc_alive_timeout: float | None) -> Plan:
+    """What each of ``processes`` children gets of ``cores``, and how long it may take to start."""
+    intra_op, inter_op = threads(settings, cores=cores, processes=processes)
+    return Plan(
+        settings=settings,
+        intra_op=intra_op,
+        inter_op=inter_op,
+        startup_timeout=max(settings.startup_timeout, proc_alive_timeout or 0.0),
+    )
+
+
+def predictor_threads(settings: Settings, *, cores: int) -> tuple[int, int]:
+    """Threads of one predictor inside an operation and for operations: all cores, divided among predictors."""
+    return threads(settings, cores=cores, processes=settings.predictors)
+
+
+def threads(settings: Settings, *, cores: int, processes: int) -> tuple[int, int]:
+    """Threads inside an operation, and operations: as set, as TensorFlow's own variables say, or a share of cores."""
+    configured = (
+        settings.intra_op_parallelism or tf_state.threads_of_environment("TF_NUM_INTRAOP_THREADS"),
+        settings.inter_op_parallelism or tf_state.threads_of_environment("TF_NUM_INTEROP_THREADS"),
+    )
+    intra_op, inter_op = (
+        tf_state.threads_per_process(number, cores=cores, processes=processes) for number in configured
+    )
+    return intra_op, inter_op
+
+
+def preimport() -> None:
+    """Import TensorFlow here, for all children.
+
+    Raises:
+        SettingsError: it cannot be imported.
+    """
+    try:
+        threads = tf_state.preimport()
+    except Exception as exc:  # a broken installation fails in many ways
+        reason = f"{type(exc).__name__}: {short(exc)}"
+        raise SettingsError(f"  tf_model_path: TensorFlow or Keras cannot be imported: {reason}") from exc
+    if threads and not tf_state.evidence():
+        logger.warning(
+            "importing TensorFlow and Keras started native threads (%s), which children will not have. "
+            "Should they hang, set tf_preimport = False",
+            ", ".join(threads),
+        )
+
+
+def absolute(model: ModelPath) -> ModelPath:
+    """``model`` with the whole path of its file or folder; a function or an address stays as it is."""
+    is_local = location.kind_of(model.path) not in (Kind.FUNCTION, Kind.REMOTE)
+    return model._replace(path=os.path.abspath(os.path.expanduser(model.path))) if is_local else model
+
+
+def all_predicted_elsewhere(settings: Settings) -> bool:
+    """Whether predictors have every model, so that children need no TensorFlow."""
+    return bool(settings.predictors) and all(model.predictors != 0 for model in settings.model_path)
