@@ -195,10 +195,11 @@ def outcome(predict: Callable[[], Any]) -> Any:
 
 def test_calls_that_are_sure_to_be_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the clock says: not those that run Python, loop, branch, or take inputs of any size."""
-    from celery_tfpool.predictors import served_model
+    from celery_tfpool.predictors import calls, tuning
+    from celery_tfpool.predictors.served_model import ServedModel
     from celery_tfpool.runners.keras_model import KerasRunner
 
-    monkeypatch.setattr(served_model, "_QUICK", 60.0)
+    monkeypatch.setattr(tuning, "_QUICK", 60.0)
 
     @keras.saving.register_keras_serializable("test_predictor_parity")
     class Python(layers.Layer):
@@ -213,10 +214,10 @@ def test_calls_that_are_sure_to_be_quick(monkeypatch: pytest.MonkeyPatch) -> Non
     }
     found = {}
     for name, model in models.items():
-        served = served_model.ServedModel(KerasRunner(name, model), 8)
+        served = ServedModel(KerasRunner(name, model), 8)
         served.warm_up()
         x = np.ones((2, *(size or 4 for size in model.input_shape[1:])), "float32")
-        (outputs,) = served_model.run([Part(served.prepare([x], 32), 0, 2)])
+        (outputs,) = calls.run([Part(served.prepare([x], 32), 0, 2)])
         assert_close(outputs, model.predict(x, verbose=0))
         found[name] = served.is_quick
     assert {"dense": True, "Python": False, "loop": False, "any size": False} == found
@@ -235,11 +236,12 @@ def test_calls_that_are_sure_to_be_quick(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_batches_as_large_as_pays(monkeypatch: pytest.MonkeyPatch, seconds: Any, expected: int) -> None:
     """More rows in a call that is long already must make each row cheaper."""
-    from celery_tfpool.predictors import freezing, served_model
+    from celery_tfpool.predictors import freezing
+    from celery_tfpool.predictors.served_model import ServedModel
     from celery_tfpool.runners.keras_model import KerasRunner
 
     monkeypatch.setattr(freezing, "fastest", lambda call, values: seconds(len(values[0])))
-    served = served_model.ServedModel(KerasRunner("m", chain((3,), layers.Dense(2))), 32)
+    served = ServedModel(KerasRunner("m", chain((3,), layers.Dense(2))), 32)
     served.warm_up()
     assert expected == served.max_size
     assert 32 == served.rows_that_count  # tf_max_enqueued_batches means what it meant
@@ -251,24 +253,25 @@ def test_batches_in_several_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, seconds: float, parallel: int
 ) -> None:
     """Where calls in one thread each are faster in all, which `_at_once` tells; the same numbers."""
-    from celery_tfpool.predictors import freezing, served_model
+    from celery_tfpool.predictors import calls, freezing, tuning
+    from celery_tfpool.predictors.served_model import ServedModel
 
     monkeypatch.setattr(freezing, "faster", lambda plain, other, values: other)
-    monkeypatch.setattr(served_model, "_QUICK", 0.0)
-    monkeypatch.setattr(served_model, "_at_once", lambda call, threads, computing: seconds)
-    served = served_model.ServedModel(saved_and_loaded(tmp_path, name), 8, threads=2)
+    monkeypatch.setattr(tuning, "_QUICK", 0.0)
+    monkeypatch.setattr(tuning, "_at_once", lambda call, threads, computing: seconds)
+    served = ServedModel(saved_and_loaded(tmp_path, name), 8, threads=2)
     with ThreadPoolExecutor(2) as computing:
         served.warm_up(computing)
     assert (served.is_frozen, parallel) == (True, served.parallel)
     x = ZOO[name].rows(5)
     call = served.prepare(served.runner._inputs.values(x), 32)
-    (outputs,) = served_model.run([Part(call, 0, 5)], in_one_thread=True)
+    (outputs,) = calls.run([Part(call, 0, 5)], in_one_thread=True)
     assert_close(outputs, served.runner.predict(x, 32))
 
 
 def test_at_once() -> None:
     """Each call of a thread meets one of each other thread."""
-    from celery_tfpool.predictors import served_model
+    from celery_tfpool.predictors import tuning
 
     threads: set[int] = set()
     together = threading.Barrier(3, timeout=60)
@@ -278,7 +281,7 @@ def test_at_once() -> None:
         together.wait()
 
     with ThreadPoolExecutor(3) as computing:
-        assert computing.submit(served_model._at_once, call, 3, computing).result(timeout=60) > 0
+        assert computing.submit(tuning._at_once, call, 3, computing).result(timeout=60) > 0
     assert 3 == len(threads)
 
 
@@ -314,7 +317,8 @@ def test_not_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_frozen_with_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keras's numbers come before speed."""
-    from celery_tfpool.predictors import freezing, served_model
+    from celery_tfpool.predictors import calls, freezing
+    from celery_tfpool.predictors.served_model import ServedModel
     from celery_tfpool.runners.keras_model import KerasRunner
     from celery_tfpool.runners.protocol import Compiled
 
@@ -322,10 +326,10 @@ def test_frozen_with_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = KerasRunner("m", model)
     wrong = Compiled(lambda x: x[:, :2] + 1.0, runner.compiled().outputs, runner.compiled().graph_def)
     monkeypatch.setattr(freezing.Frozen, "call", lambda self, threads: wrong)
-    served = served_model.ServedModel(runner, 8)
+    served = ServedModel(runner, 8)
     served.warm_up()
     assert not served.is_frozen
-    (outputs,) = served_model.run([Part(served.prepare([np.ones((2, 3), "float32")], 32), 0, 2)])
+    (outputs,) = calls.run([Part(served.prepare([np.ones((2, 3), "float32")], 32), 0, 2)])
     assert_close(outputs, model.predict(np.ones((2, 3)), verbose=0))
 
 

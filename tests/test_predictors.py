@@ -19,7 +19,7 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 from conftest import PATIENCE, StartWorker, Worker, make_model, marked, wait_until
 
-from celery_tfpool.predictors.supervisor import assign
+from celery_tfpool.pool.plan import assign
 from celery_tfpool.settings import ModelPath
 
 #: Doubles its input, slowly or with a crash if asked.

@@ -16,8 +16,9 @@ from keras import layers, ops
 from zoo import chain
 
 from celery_tfpool.predictors.batching import Part
+from celery_tfpool.predictors.calls import Call, run
 from celery_tfpool.predictors.row_check import Reason, are_close
-from celery_tfpool.predictors.served_model import Call, ServedModel, run
+from celery_tfpool.predictors.served_model import ServedModel
 from celery_tfpool.runners.keras_model import KerasRunner
 from celery_tfpool.runners.saved_model import SignatureRunner
 from celery_tfpool.runners.subclassed import FreeRunner

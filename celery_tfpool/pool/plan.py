@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from celery.utils.log import get_logger
@@ -106,3 +107,13 @@ def absolute(model: ModelPath) -> ModelPath:
 def all_predicted_elsewhere(settings: Settings) -> bool:
     """Whether predictors have every model, so that children need no TensorFlow."""
     return bool(settings.predictors) and all(model.predictors != 0 for model in settings.model_path)
+
+
+def assign(models: Sequence[ModelPath], count: int) -> list[tuple[ModelPath, ...]]:
+    """Which models each of ``count`` predictors has: all, or those with the fewest models where a number is given."""
+    has: list[list[ModelPath]] = [[] for _ in range(count)]
+    for model in models:
+        wanted = count if model.predictors is None else min(count, model.predictors)
+        for one in sorted(has, key=len)[:wanted]:
+            one.append(model)
+    return [tuple(one) for one in has]

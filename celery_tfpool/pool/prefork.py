@@ -33,11 +33,11 @@ from ..packs import cache
 from ..packs.build import Packing
 from ..predictors import server
 from ..predictors.server import Job
-from ..predictors.supervisor import CannotStart, Supervisor, assign
+from ..predictors.supervisor import CannotStart, Supervisor
 from ..settings import ModelPath
 from . import fork_guard
 from .engines import TFAsynPool, TFBlockingPool
-from .plan import Plan, preimport
+from .plan import Plan, assign, preimport
 
 logger = get_logger(__name__)
 

@@ -17,119 +17,26 @@ import os
 import time
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from .. import processes
 from ..errors import PredictionError, PredictionTimeout, PredictorOverloaded, TFPoolError
 from ..runners.convert import concatenate, short
 from ..runners.structure import CannotEncode
 from ..settings import Settings
-from . import served_model
 from .batching import Batcher, Part
 from .busyness import LoadBoard
+from .calls import Abandoned, Call
 from .casualties import Computing
-from .codec import decode, encode
+from .codec import encode
+from .computing import compute
 from .framing import BadMessage
-from .served_model import Abandoned, Call, NotByRows, ServedModel
+from .requests import Asker, Batch, Request
+from .served_model import ServedModel
+from .statistics import Statistics
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Statistics:
-    """What a predictor has done since the worker started, in Triton's words; seconds are sums."""
-
-    request_success: int = 0
-    request_failure: int = 0
-    #: Rows, and calls that computed them.
-    inference_count: int = 0
-    execution_count: int = 0
-    #: Requests that have waited, and how long.
-    queue_count: int = 0
-    queue_duration: float = 0.0
-    compute_duration: float = 0.0
-
-    @classmethod
-    def of_board(cls, board: LoadBoard, index: int) -> Statistics:
-        """Of predictor ``index`` and all that it has replaced."""
-        statistics, numbers = cls(), board.counters(index)
-        for (name, default), number in zip(list(vars(statistics).items()), numbers, strict=False):
-            setattr(statistics, name, type(default)(number))
-        return statistics
-
-
-class Asker(Protocol):
-    """Whoever waits for an answer."""
-
-    def answer(self, head: dict[str, Any], body: Sequence[Any] = ()) -> None:
-        """Send the answer to the one request that it waits for."""
-
-
-@dataclass(eq=False)
-class Request:
-    """One request, from its arrival to its answer."""
-
-    asker: Asker
-    #: Of whoever asks; no two requests of a worker have the same.
-    number: int
-    model: ServedModel
-    x: Any
-    batch_size: int | None
-    #: Whether it must not share a call; whether it was admitted already, by a predictor that has died.
-    alone: bool
-    again: bool
-    arrived: float
-    #: When nobody waits any more, by ``time.monotonic``, and the limit to be named then; None: no answer is needed.
-    deadline: float
-    limit: str | None
-    #: None until it is prepared.
-    call: Call | None = None
-    #: Outputs of its parts, by their first row.
-    pieces: dict[int, Any] = field(default_factory=dict)
-    done_rows: int = 0
-    started: float | None = None
-    is_over: bool = False
-
-    def is_wanted(self) -> bool:
-        return not self.is_over and time.monotonic() < self.deadline
-
-    @property
-    def rows(self) -> int:
-        """As they count for the queue: what is computed in one go is one."""
-        return 1 if self.call is None or self.call.is_whole else self.call.rows
-
-
-@dataclass(eq=False)
-class Batch:
-    """What is being computed."""
-
-    parts: Sequence[Part[Request]]
-    since: float
-    #: Where it is noted what is computed.
-    places: list[int]
-
-    @property
-    def first(self) -> Call | None:
-        return self.parts[0].request.call
-
-    @property
-    def rows(self) -> int:
-        return sum(part.rows for part in self.parts)
-
-    @property
-    def inferences(self) -> int:
-        return sum(_inferences(part) for part in self.parts)
-
-    @property
-    def parallel(self) -> int:
-        return self.first.parallel if self.first else 1
-
-
-def _inferences(part: Part[Request]) -> int:
-    call = part.request.call
-    return 0 if call is None else call.rows if call.is_whole else part.rows
 
 
 class Scheduler:
@@ -182,18 +89,7 @@ class Scheduler:
             if head["do"] == "stats":
                 asker.answer({"id": number, "stats": self.facts()})
                 return None
-            request = Request(
-                asker,
-                number,
-                self.models[head["model"]],
-                decode(head["x"], body),
-                head["batch_size"],
-                bool(head["alone"]),
-                bool(head["again"]),
-                arrived=time.monotonic(),
-                deadline=float(head["deadline"]),
-                limit=head["limit"],
-            )
+            request = Request.of_message(asker, self.models, head, body)
         except (KeyError, TypeError, ValueError, RecursionError) as exc:
             raise BadMessage(f"a request that makes no sense ({type(exc).__name__}: {short(exc)})") from exc
         self._admit(request)
@@ -264,14 +160,14 @@ class Scheduler:
                     self.statistics.queue_duration += now - part.request.arrived
             if batch.first is not None and batch.first.is_quick:
                 # To wake another thread and be woken would take longer, on busy cores much longer.
-                results, executions = _compute(parts, in_one_thread=False)
+                results, executions = compute(parts, in_one_thread=False)
                 self._account(batch, executions)
                 self._answer(parts, results)
                 self._go_soon()
                 return
             # Alone it has all threads.
             crowded = len(self._running) > 1 or self._batcher.is_due(now, len(self._running))
-            future = self._loop.run_in_executor(self._computing, partial(_compute, parts, in_one_thread=crowded))
+            future = self._loop.run_in_executor(self._computing, partial(compute, parts, in_one_thread=crowded))
             future.add_done_callback(partial(self._computed, batch))
         if not self._running and (delay := self._batcher.delay(now)) is not None:
             self._timer = self._loop.call_later(delay, self._go)
@@ -365,46 +261,3 @@ class Scheduler:
         """A batch that takes longer than so many seconds."""
         now = time.monotonic()
         return next((batch for batch in self._running if now - batch.since > limit), None)
-
-
-# -- in a thread that computes -----------------------------------------------------
-
-
-def _compute(parts: Sequence[Part[Request]], *, in_one_thread: bool) -> tuple[list[Any], int]:
-    """Of each part the outputs, or the exception that is to be its answer; and how many calls it took.
-
-    Of a request that is to be prepared only here, the prepared call.
-    """
-    if (request := parts[0].request).call is None:
-        return [_prepared(request)], 0
-    calls = [Part(part.request.call, part.start, part.stop) for part in parts if part.request.call is not None]
-    model = calls[0].request.model
-    try:
-        return served_model.run(calls, in_one_thread=in_one_thread), 1
-    except NotByRows:
-        model.has_no_rows(calls[0].request.compiled)
-    except BaseException as exc:  # anything at all may come out of a model
-        if len(parts) == 1:
-            return [exc], 1
-        logger.warning(
-            "model %r: a batch of %d requests failed (%s: %s); computing them one by one",
-            model.name,
-            len(parts),
-            type(exc).__name__,
-            short(exc),
-        )
-    return [_alone(call) for call in calls], 1 + len(calls)
-
-
-def _prepared(request: Request) -> Any:
-    try:
-        return request.model.prepare_slowly(request.x, request.batch_size, alone=request.alone)
-    except BaseException as exc:  # whatever the model's own code raises is the answer
-        return exc
-
-
-def _alone(part: Part[Call]) -> Any:
-    try:
-        return served_model.alone(part)
-    except BaseException as exc:  # the answer to this one
-        return exc

@@ -44,7 +44,8 @@ from ..runners import tf_state
 from ..runners.convert import short
 from ..settings import ModelPath, Settings
 from .framing import BadMessage, Reader, message
-from .scheduler import Request, Scheduler
+from .requests import Request
+from .scheduler import Scheduler
 from .served_model import ServedModel
 
 logger = logging.getLogger(__name__)

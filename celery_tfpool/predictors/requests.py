@@ -1,0 +1,107 @@
+"""What a predictor is asked, from its arrival to its answer, and what is computed at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from .batching import Part
+from .calls import Call
+from .codec import decode
+from .served_model import ServedModel
+
+
+class Asker(Protocol):
+    """Whoever waits for an answer."""
+
+    def answer(self, head: dict[str, Any], body: Sequence[Any] = ()) -> None:
+        """Send the answer to the one request that it waits for."""
+
+
+@dataclass(eq=False)
+class Request:
+    """One request, from its arrival to its answer."""
+
+    asker: Asker
+    #: Of whoever asks; no two requests of a worker have the same.
+    number: int
+    model: ServedModel
+    x: Any
+    batch_size: int | None
+    #: Whether it must not share a call; whether it was admitted already, by a predictor that has died.
+    alone: bool
+    again: bool
+    arrived: float
+    #: When nobody waits any more, by ``time.monotonic``, and the limit to be named then; None: no answer is needed.
+    deadline: float
+    limit: str | None
+    #: None until it is prepared.
+    call: Call | None = None
+    #: Outputs of its parts, by their first row.
+    pieces: dict[int, Any] = field(default_factory=dict)
+    done_rows: int = 0
+    started: float | None = None
+    is_over: bool = False
+
+    @classmethod
+    def of_message(
+        cls, asker: Asker, models: Mapping[str, ServedModel], head: Mapping[str, Any], body: memoryview
+    ) -> Request:
+        """What has just come.
+
+        Raises:
+            KeyError, TypeError, ValueError, RecursionError: it makes no sense.
+        """
+        return cls(
+            asker,
+            int(head["id"]),
+            models[head["model"]],
+            decode(head["x"], body),
+            head["batch_size"],
+            bool(head["alone"]),
+            bool(head["again"]),
+            arrived=time.monotonic(),
+            deadline=float(head["deadline"]),
+            limit=head["limit"],
+        )
+
+    def is_wanted(self) -> bool:
+        return not self.is_over and time.monotonic() < self.deadline
+
+    @property
+    def rows(self) -> int:
+        """As they count for the queue: what is computed in one go is one."""
+        return 1 if self.call is None or self.call.is_whole else self.call.rows
+
+
+@dataclass(eq=False)
+class Batch:
+    """What is being computed."""
+
+    parts: Sequence[Part[Request]]
+    since: float
+    #: Where it is noted what is computed.
+    places: list[int]
+
+    @property
+    def first(self) -> Call | None:
+        return self.parts[0].request.call
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def inferences(self) -> int:
+        return sum(_inferences(part) for part in self.parts)
+
+    @property
+    def parallel(self) -> int:
+        return self.first.parallel if self.first else 1
+
+
+def _inferences(part: Part[Request]) -> int:
+    call = part.request.call
+    return 0 if call is None else call.rows if call.is_whole else part.rows
