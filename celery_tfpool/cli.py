@@ -27,7 +27,7 @@ from celery.utils.imports import cwd_in_path
 from celery.utils.log import get_logger
 
 from .errors import ModelLoadError, TFPoolError
-from .models import handle
+from .models.lazy_model import LazyModel
 from .packs import build, manifest
 from .packs.cache import PackCache, default_folder
 from .runners import location, tf_state
@@ -100,7 +100,7 @@ def check(path: str, unsafe: bool) -> None:
 
     PATH is a .keras or .h5 file, a SavedModel folder, or module:function.
     """
-    lazy = handle.LazyModel("model", path, safe_mode=not unsafe)
+    lazy = LazyModel("model", path, safe_mode=not unsafe)
     with cwd_in_path():
         try:
             kind = location.check(path, safe_mode=not unsafe).value
@@ -140,7 +140,7 @@ def pack(path: str, output: str, unsafe: bool) -> None:
         raise click.ClickException(f"{output} is there already; give a folder that is empty or does not exist")
     try:
         with cwd_in_path(), made_aside(target) as folder:
-            remark = build.write_checked(handle.LazyModel("model", path, safe_mode=not unsafe).load(), str(folder))
+            remark = build.write_checked(LazyModel("model", path, safe_mode=not unsafe).load(), str(folder))
     except CannotPack as exc:
         reason = f"cannot be packed: {exc}"
     except OSError as exc:

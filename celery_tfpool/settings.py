@@ -8,136 +8,33 @@ configuration are reported at once, and before anything is started.
 from __future__ import annotations
 
 import difflib
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 from .errors import SettingsError
+from .setting_checks import (
+    Check,
+    ModelPath,
+    at_least,
+    boolean,
+    duration,
+    folder,
+    model_paths,
+    one_of,
+    seconds,
+    thread_count,
+)
 
 PREFIX = "tf_"
 ENVIRONMENT_VARIABLE = "CELERY_TF_MODEL_PATH"
 #: How close a key must be to one of ours, 0 to 1, to be taken for a slip.
 _CLOSE = 0.75
-#: The name of a model whose path is given alone, without a name.
-DEFAULT_MODEL = "default"
-
-#: Returns the value to keep; raises ValueError saying what is allowed.
-Check = Callable[[Any], Any]
-
-
-class ModelPath(NamedTuple):
-    """A model by name: where it comes from, and what is said of it alone."""
-
-    name: str
-    path: str
-    #: Instead of ``tf_max_batch_size``, and at most so many of ``tf_predictors``; None where nothing is said.
-    max_batch_size: int | None = None
-    predictors: int | None = None
-    #: Whether rows of different tasks share a call: True, False, or "auto", where that is known to be harmless.
-    batch: bool | str = "auto"
 
 
 def setting(default: Any, check: Check, description: str) -> Any:
     """A field of `Settings`: default, check and help in one line."""
     return field(default=default, metadata={"check": check, "help": description})
-
-
-def one_of(*choices: str) -> Check:
-    def check(value: Any) -> Any:
-        if value not in choices:
-            raise ValueError("must be " + " or ".join(map(repr, choices)))
-        return value
-
-    return check
-
-
-def _is_number(value: Any, types: type | tuple[type, ...]) -> bool:
-    return isinstance(value, types) and not isinstance(value, bool)
-
-
-def seconds(value: Any) -> float:
-    if not _is_number(value, (int, float)) or not 0 < value < float("inf"):
-        raise ValueError("must be a number of seconds > 0")
-    return float(value)
-
-
-def duration(value: Any) -> float:
-    if not _is_number(value, (int, float)) or not 0 <= value < float("inf"):
-        raise ValueError("must be a number of seconds >= 0")
-    return float(value)
-
-
-def at_least(least: int, what: str = "") -> Check:
-    def check(value: Any) -> int:
-        if not _is_number(value, int) or value < least:
-            raise ValueError(f"must be a whole number{what} >= {least}")
-        return int(value)
-
-    return check
-
-
-def thread_count(value: Any) -> int:
-    if not _is_number(value, int) or value < 0:
-        raise ValueError("must be a whole number >= 0 (0 = auto)")
-    return int(value)
-
-
-def folder(value: Any) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
-        raise ValueError("must be the path of a folder")
-    return os.path.abspath(os.path.expanduser(os.fspath(value)))
-
-
-def boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("must be True or False")
-    return value
-
-
-def batch_or_not(value: Any) -> bool | str:
-    if not isinstance(value, bool) and value != "auto":
-        raise ValueError('must be True, False or "auto"')
-    return value  # type: ignore[no-any-return]
-
-
-#: What a dict of per-model settings may hold beside its path.
-_OF_ONE_MODEL: dict[str, Check] = {"max_batch_size": at_least(1), "predictors": at_least(0), "batch": batch_or_not}
-
-
-def model_paths(value: Any) -> tuple[ModelPath, ...]:
-    """Named models, in the order in which they were given."""
-    if value is None:
-        return ()
-    named = value if isinstance(value, Mapping) else {DEFAULT_MODEL: value}
-    if not named:
-        raise ValueError("must name at least one model")
-    return tuple(_model_path(name, source) for name, source in named.items())
-
-
-def _model_path(name: Any, source: Any) -> ModelPath:
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"model names must be non-empty strings, not {name!r}; it")
-    more: dict[str, Any] = {}
-    if isinstance(source, Mapping):
-        more = dict(source)
-        source = more.pop("path", None)
-        for key, given in more.items():
-            if key not in _OF_ONE_MODEL:
-                near = difflib.get_close_matches(str(key), ["path", *_OF_ONE_MODEL], n=1)
-                hint = f" (did you mean {near[0]}?)" if near else ""
-                raise ValueError(f"of model {name!r} may have path, {', '.join(_OF_ONE_MODEL)}, not {key!r}{hint}; it")
-            try:
-                more[key] = _OF_ONE_MODEL[key](given)
-            except ValueError as exc:
-                raise ValueError(f"of model {name!r}: {key} {exc}; it") from exc
-    if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
-        raise ValueError(
-            "must be a path, 'module:function', or a dict of name -> one of these or a dict with a path of its own"
-        )
-    return ModelPath(name, os.fspath(source), **more)
 
 
 @dataclass(frozen=True)

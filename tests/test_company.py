@@ -30,13 +30,15 @@ from celery_tfpool import (
     PredictorOverloaded,
     PredictorUnavailable,
 )
-from celery_tfpool.predictors import client
-from celery_tfpool.predictors.client import Client, Limits, RemoteRunner, ask_statistics, socket_path
+from celery_tfpool.predictors.client import Client, Limits, Predictors
 from celery_tfpool.predictors.codec import encode
+from celery_tfpool.predictors.connection import ask_statistics, socket_path
 from celery_tfpool.predictors.framing import Reader, message
+from celery_tfpool.predictors.remote_model import RemoteRunner
 from celery_tfpool.predictors.server import Job, started_at
 from celery_tfpool.predictors.supervisor import Supervisor
-from celery_tfpool.settings import ModelPath, Settings
+from celery_tfpool.setting_checks import ModelPath
+from celery_tfpool.settings import Settings
 
 
 class Company:
@@ -460,7 +462,7 @@ def test_answer_for_somebody_else(tmp_path: Path) -> None:
     from celery_tfpool.predictors import busyness
 
     busyness.make(str(tmp_path), 1)
-    known = client.Predictors(str(tmp_path), {}, 10.0, 2**20)
+    known = Predictors(str(tmp_path), {}, 10.0, 2**20)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(socket_path(str(tmp_path), 0))
     listener.listen()

@@ -10,7 +10,8 @@ from celery import Celery
 
 from celery_tfpool import settings
 from celery_tfpool.errors import SettingsError
-from celery_tfpool.settings import ModelPath, Settings
+from celery_tfpool.setting_checks import ModelPath
+from celery_tfpool.settings import Settings
 
 
 def test_defaults() -> None:

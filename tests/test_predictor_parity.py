@@ -27,11 +27,13 @@ from celery_tfpool.models.loading import load
 from celery_tfpool.packs import build
 from celery_tfpool.packs.cache import PackCache
 from celery_tfpool.predictors.batching import Part
-from celery_tfpool.predictors.client import Client, RemoteRunner
+from celery_tfpool.predictors.client import Client
+from celery_tfpool.predictors.remote_model import RemoteRunner
 from celery_tfpool.predictors.row_check import Reason
 from celery_tfpool.predictors.server import Job, started_at
 from celery_tfpool.predictors.supervisor import Supervisor
-from celery_tfpool.settings import ModelPath, Settings
+from celery_tfpool.setting_checks import ModelPath
+from celery_tfpool.settings import Settings
 
 #: Noise is another every time, also in Keras.
 NAMES = [name for name in ZOO if name != "sampling"]

@@ -190,7 +190,7 @@ LAST_WORDS = """
 import os, signal
 from conftest import wait_until
 from celery_tfpool.pool.plan import Plan
-from celery_tfpool.pool.engines import TFBlockingPool
+from celery_tfpool.pool.blocking_engine import TFBlockingPool
 from celery_tfpool.pool.child_main import CHILD_STATUS
 
 pool = TFBlockingPool(processes=1, plan=Plan())

@@ -19,9 +19,9 @@ from celery import Celery
 import celery_tfpool.predictors.supervisor
 from celery_tfpool import errors
 from celery_tfpool.pool import startup
+from celery_tfpool.pool.blocking_engine import LastingThread
 from celery_tfpool.pool.child_rules import ChildState
 from celery_tfpool.pool.fork_guard import fork_decision
-from celery_tfpool.pool.lasting_thread import LastingThread
 from celery_tfpool.pool.startup import plan
 from celery_tfpool.processes import GRACE, CrashLoop
 from celery_tfpool.runners import tf_state

@@ -12,7 +12,8 @@ from keras import layers, ops
 from test_parity import assert_same
 from zoo import chain, normal
 
-from celery_tfpool.models.handle import Handle, LazyModel
+from celery_tfpool.models.handle import Handle
+from celery_tfpool.models.lazy_model import LazyModel
 from celery_tfpool.models.loading import load
 from celery_tfpool.packs.build import write_checked
 

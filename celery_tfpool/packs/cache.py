@@ -22,12 +22,13 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..runners.protocol import CannotPack
 from . import manifest
+from .locks import is_at, is_locked, locked, open_locked
 
 _NOTE = "cannot-pack.json"
 _TEMPORARY = "temporary-"
@@ -83,7 +84,7 @@ class PackCache:
             return found
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _locked(self.folder / f"{key}.making"):
+            with locked(self.folder / f"{key}.making"):
                 # Meanwhile somebody else may have made it.
                 found = self._find(key) or self._make(key, make)
             self.trim(self.max_bytes, spare=key)
@@ -131,7 +132,7 @@ class PackCache:
             cleaning.callback(shutil.rmtree, temporary, ignore_errors=True)
             with self._temporary_ones():
                 temporary.mkdir()
-                cleaning.enter_context(_open_locked(temporary, fcntl.LOCK_EX))
+                cleaning.enter_context(open_locked(temporary, fcntl.LOCK_EX))
             try:
                 make(str(temporary))
             except CannotPack as exc:
@@ -161,7 +162,7 @@ class PackCache:
         shutil.rmtree(aside, ignore_errors=True)
 
     def _remove_unused(self, folder: Path) -> bool:
-        with contextlib.suppress(OSError), _open_locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with contextlib.suppress(OSError), open_locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
             self._remove(folder)
             return True
         return False
@@ -175,7 +176,7 @@ class PackCache:
                 if folder.name.startswith(_TEMPORARY) or (note is None and not manifest.is_pack(str(folder))):
                     continue
                 size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-                found.append(Entry(folder, size, folder.stat().st_mtime, _is_locked(folder), note or ""))
+                found.append(Entry(folder, size, folder.stat().st_mtime, is_locked(folder), note or ""))
         return sorted(found, key=lambda entry: entry.used)
 
     def trim(self, max_bytes: int, spare: str = "") -> list[Entry]:
@@ -193,7 +194,7 @@ class PackCache:
 
     def _temporary_ones(self) -> contextlib.AbstractContextManager[None]:
         """Keeps others from taking a new folder, which is not locked yet, for an abandoned one."""
-        return _locked(self.folder / "temporary.making")
+        return locked(self.folder / "temporary.making")
 
     def _remove_abandoned(self) -> None:
         """Remove what the dead have left: folders that nobody writes, and files of locks that nobody has."""
@@ -202,10 +203,10 @@ class PackCache:
         self.check_trust()
         with contextlib.suppress(OSError), self._temporary_ones():  # a read-only cache stays as it is
             for folder in self.folder.glob(f"{_TEMPORARY}*"):
-                with contextlib.suppress(OSError), _open_locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                with contextlib.suppress(OSError), open_locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     shutil.rmtree(folder, ignore_errors=True)
             for lock in self.folder.glob("*.making"):
-                with contextlib.suppress(OSError), _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                with contextlib.suppress(OSError), locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     pass
 
 
@@ -224,7 +225,7 @@ def hold(folder: str) -> int | None:
     except OSError as exc:
         os.close(descriptor)
         raise CacheUnusable(f"{folder} cannot be locked: {exc.strerror or exc}") from exc
-    if _is_at(descriptor, folder):
+    if is_at(descriptor, folder):
         return descriptor
     os.close(descriptor)
     return None
@@ -235,50 +236,6 @@ def _note(folder: Path) -> str | None:
         return str(json.loads((folder / _NOTE).read_text())["reason"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _is_locked(folder: Path) -> bool:
-    try:
-        with _open_locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            return False
-    except BlockingIOError:
-        return True
-
-
-@contextlib.contextmanager
-def _open_locked(folder: Path, kind: int) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, kind)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """Exclusive among all processes.  The file is gone at the end: whoever has waited for it makes a new one."""
-    while True:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, kind)
-            if not _is_at(descriptor, path):
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-        finally:
-            os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: str | Path) -> bool:
-    """Whether an open file or folder is the one at ``path``, which may have been removed or replaced meanwhile."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _empty(folder: Path) -> None:

@@ -25,8 +25,10 @@ from billiard.pool import SIG_SOFT_TIMEOUT
 from celery import _state, current_app
 
 from ..errors import ModelLoadError
-from ..models.handle import Handle, LazyModel, Models
-from ..predictors.client import Client, Predictors, RemoteRunner
+from ..models.handle import Handle, Models
+from ..models.lazy_model import LazyModel
+from ..predictors.client import Client, Predictors
+from ..predictors.remote_model import RemoteRunner
 from ..runners import tf_state
 from ..settings import Settings, read
 from . import deadlines

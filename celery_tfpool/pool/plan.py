@@ -14,7 +14,8 @@ from ..predictors.client import Predictors
 from ..runners import location, tf_state
 from ..runners.convert import short
 from ..runners.location import Kind
-from ..settings import ModelPath, Settings
+from ..setting_checks import ModelPath
+from ..settings import Settings
 
 logger = get_logger(__name__)
 

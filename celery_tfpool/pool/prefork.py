@@ -34,9 +34,10 @@ from ..packs.build import Packing
 from ..predictors import server
 from ..predictors.server import Job
 from ..predictors.supervisor import CannotStart, Supervisor
-from ..settings import ModelPath
+from ..setting_checks import ModelPath
 from . import fork_guard
-from .engines import TFAsynPool, TFBlockingPool
+from .async_engine import TFAsynPool
+from .blocking_engine import TFBlockingPool
 from .plan import Plan, assign, preimport
 
 logger = get_logger(__name__)

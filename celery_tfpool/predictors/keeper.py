@@ -17,7 +17,7 @@ from typing import Any
 
 from ..processes import GRACE, MAX_FAILED_STARTS, CrashLoop
 from ..runners.convert import short
-from ..settings import ModelPath
+from ..setting_checks import ModelPath
 from .awaiting import ended, ending, in_thread
 
 logger = logging.getLogger(__name__)

@@ -42,7 +42,8 @@ from ..packs.fingerprint import Content
 from ..processes import GRACE
 from ..runners import tf_state
 from ..runners.convert import short
-from ..settings import ModelPath, Settings
+from ..setting_checks import ModelPath
+from ..settings import Settings
 from .framing import BadMessage, Reader, message
 from .requests import Request
 from .scheduler import Scheduler

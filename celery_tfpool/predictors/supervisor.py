@@ -33,10 +33,11 @@ from .. import processes
 from ..errors import TFPoolError
 from ..processes import GRACE
 from ..runners.convert import short
-from ..settings import ModelPath
+from ..setting_checks import ModelPath
 from . import busyness, folder, server
 from .busyness import LoadBoard
-from .client import Predictors, ask_statistics, coroner_path, socket_path
+from .client import Predictors
+from .connection import ask_statistics, coroner_path, socket_path
 from .death_notices import MOST_BYTES, tell
 from .keeper import Keeper
 from .server import Job

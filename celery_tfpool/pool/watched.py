@@ -1,15 +1,12 @@
-"""The two engines of the pool, in worker main: Celery's and billiard's own, with an eye on each child.
+"""Worker main's eye on each child, for both of Celery's engines.
 
-`TFAsynPool` is for brokers with an event loop (Redis, AMQP), `TFBlockingPool`
-for the others (filesystem, memory).  Both differ from their originals in the
-same few ways, all in `_Watched`: worker main knows of each child whether it
-became ready and since when it loads, kills one that is stuck, asks the fork
-guard before each fork, and ends a crash loop.
+Worker main knows of each child whether it became ready and since when it loads,
+kills one that is stuck, asks the fork guard before each fork, and ends a crash
+loop.
 
-Private names used, because there is no public way: ``_create_worker_process``,
-``_join_exited_workers``, ``_setup_queues`` and ``_help_stuff_finish`` of
-billiard's pool, ``state_handlers`` of its result handler, and
-``_event_process_exit`` of Celery's.
+Private names used, because there is no public way: ``_create_worker_process``
+and ``_join_exited_workers`` of billiard's pool, and ``state_handlers`` of its
+result handler.
 """
 
 from __future__ import annotations
@@ -17,14 +14,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 import time
 from typing import Any
 
 import billiard
 import billiard.pool
 from billiard.common import human_status
-from celery.concurrency import asynpool
 from celery.platforms import EX_FAILURE
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
@@ -32,16 +27,14 @@ from celery.worker import state as worker_state
 from ..errors import ForkGuardError
 from ..processes import GRACE, MAX_FAILED_STARTS, CrashLoop
 from . import fork_guard
-from .child_main import CHILD_STATUS, AsyncWorker, BlockingWorker, Worker
+from .child_main import CHILD_STATUS, Worker
 from .child_rules import ChildState
-from .lasting_thread import LastingThread
 from .plan import Plan
-from .shared_pipe import CrashSafeQueue
 
 logger = get_logger(__name__)
 
 
-class _Watched:
+class Watched:
     """Mixin of both engines: follows each child, replaces a stuck one, ends a crash loop."""
 
     child_class: type[Worker]
@@ -203,73 +196,3 @@ class _Watched:
 def _signal(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-
-
-class TFAsynPool(_Watched, asynpool.AsynPool):  # type: ignore[misc]
-    """The engine for brokers with an event loop."""
-
-    child_class = AsyncWorker
-
-    def _event_process_exit(self, hub: Any, proc: Any, looks: int = 100) -> None:
-        # A process closes its files an instant before it can be waited for.  The original looks once, and the next
-        # look is that of a timer of 5 s.
-        super()._event_process_exit(hub, proc)
-        if proc in self._pool and looks and self._state == billiard.pool.RUN:
-            hub.call_later(0.02, self._event_process_exit, hub, proc, looks - 1)
-
-
-class TFBlockingPool(_Watched, billiard.pool.Pool):  # type: ignore[misc]
-    """The engine for all other brokers."""
-
-    child_class = BlockingWorker
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._starter = LastingThread("child-starter")
-        super().__init__(*args, **kwargs)
-
-    def _create_worker_process(self, i: int) -> Any:
-        if threading.current_thread() is threading.main_thread():
-            return super()._create_worker_process(i)
-        return self._starter.call(super()._create_worker_process, i)
-
-    def join(self) -> None:
-        while self._task_handler.is_alive():  # perhaps it writes a task larger than the pipe
-            self._task_handler.join(1.0)
-            self._kill_overdue()
-            if not any(process._is_alive() for process in self._pool):
-                self._inqueue.discard()
-        super().join()
-        self._starter.stop()
-
-    def terminate(self) -> None:
-        super().terminate()
-        self._starter.stop()
-
-    def _setup_queues(self) -> None:
-        super()._setup_queues()
-        # The methods that super() made read these attributes when they are called.
-        for name in ("_inqueue", "_outqueue"):
-            getattr(self, name).close()
-            setattr(self, name, CrashSafeQueue(ctx=self._ctx))
-        self._quick_put = self._inqueue._writer.send
-        self._quick_get = self._outqueue._reader.recv
-
-    def _can_change_to_spawn(self) -> bool:
-        # The locks of the shared pipes were made for fork, and children have them.
-        return fork_guard.can_spawn() and not self._pool
-
-    def _on_child_end(self, state: ChildState | None, process: Any) -> None:
-        for queue in (self._inqueue, self._outqueue):
-            queue.release_of(process.pid)
-        super()._on_child_end(state, process)
-
-    @staticmethod
-    def _help_stuff_finish(inqueue: Any, task_handler: Any, pool: Any) -> None:
-        # The original takes the reader's lock, which an idle child holds, to
-        # empty the pipe for a task handler that is stuck writing to it.
-        task_handler.join(GRACE)
-        if task_handler.is_alive():
-            for process in pool:
-                if not process._is_alive():
-                    inqueue.release_of(process.pid)
-            billiard.pool.Pool._help_stuff_finish(inqueue, task_handler, pool)

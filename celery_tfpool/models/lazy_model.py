@@ -1,0 +1,221 @@
+"""One model of this process: nothing until its first use, then loaded once.
+
+A model that predictors have is asked of them, one that has a pack is called from
+there, and the Keras model is loaded only when something is asked that only Keras has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
+
+from ..errors import ModelLoadError, TFPoolError
+from ..packs import fingerprint
+from ..packs.attach import PackRunner
+from ..packs.fingerprint import Content
+from ..runners import location, tf_state
+from ..runners.convert import short
+from ..runners.location import BadSource
+from ..runners.protocol import Predicts, Runner
+from .loading import load
+
+logger = logging.getLogger(__name__)
+
+#: Entered around each load with the model's name and path.
+AroundLoad = Callable[[str, str], AbstractContextManager[None]]
+
+
+def load_plainly(name: str, path: str) -> AbstractContextManager[None]:
+    """An `AroundLoad` that adds nothing."""
+    return contextlib.nullcontext()
+
+
+@dataclass(eq=False)
+class LazyModel:
+    """One model of this process: where it comes from, and once it was needed, the thing itself."""
+
+    name: str
+    path: str
+    _: KW_ONLY
+    safe_mode: bool
+    #: The folder of its pack, if it has one.
+    pack: str | None = None
+    #: What its files must hold; None: whatever they do.
+    content: Content | None = None
+    #: Predictors that have it; then nothing is loaded here until something is asked that only Keras has.
+    remote: Predicts | None = None
+    around_load: AroundLoad = load_plainly
+    #: What may interrupt a load without being the load's failure (a time limit).
+    interrupts: tuple[type[BaseException], ...] = ()
+    #: Seconds; None until it is loaded.
+    load_time: float | None = field(default=None, init=False)
+    _runner: Runner | None = field(default=None, init=False)
+    #: Whether somebody has asked for the Keras model itself, which stays the same one from then on.
+    _is_whole: bool = field(default=False, init=False)
+    # Re-entrant, so that a "module:function" that uses its own handle
+    # ends in RecursionError and not in a deadlock.
+    _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
+
+    @property
+    def loaded(self) -> bool:
+        return self._runner is not None
+
+    @property
+    def packed(self) -> bool:
+        """Whether predictions come from mapped files."""
+        return self._runner is not None and self._runner.pack_folder is not None
+
+    def who_predicts(self) -> Predicts:
+        """The predictors that have the model, if there are any and it is not loaded here all the same; else `load`."""
+        if self.remote is not None and self._runner is None:
+            return self.remote
+        self._refuse_in_fork()
+        return self.load()
+
+    def _refuse_in_fork(self) -> None:
+        """A runtime that was inherited by a fork would wait for ever.
+
+        Raises:
+            ModelLoadError: this process has one.
+        """
+        if (parent := tf_state.inherited_from()) is not None:
+            raise ModelLoadError(
+                self.name,
+                self.path,
+                f"this process ({os.getpid()}) is a fork of {parent}, in which TensorFlow was in use already: predict "
+                "would wait for ever. Fork before the model is first used, start the helper with spawn, or set "
+                "tf_predictors, of which forks can ask, too",
+            )
+
+    def load(self) -> Runner:
+        """The model, from its pack if it has one; loads it unless somebody has already.
+
+        Raises:
+            ModelLoadError: with the reason, and never anything else that
+                loading raised, except what ends the process or the task.
+        """
+        with self._lock:
+            if self._runner is None:
+                return self._take(self._load_pack if self.pack else self._load)
+            return self._runner
+
+    def original(self) -> Runner:
+        """The model itself, from now on for predictions as well: its weights may change, and the pack's do not.
+
+        Raises:
+            ModelLoadError: as `load`.
+        """
+        with self._lock:
+            self._refuse_in_fork()
+            if self._runner is None or (self.packed and self.pack):
+                return self._take(self._load)
+            return self._runner
+
+    def _take(self, load_it: Callable[[], Runner]) -> Runner:
+        started = time.monotonic()
+        with self.around_load(self.name, self.path):
+            runner = load_it()
+            self.load_time = round(time.monotonic() - started, 3)
+            self._runner = runner
+        return runner
+
+    def _load_pack(self) -> Runner:
+        try:
+            return PackRunner(self.name, self.pack or "")
+        except self.interrupts:
+            raise
+        except Exception as exc:  # whatever is wrong with the pack, there is the model
+            logger.warning(
+                "model %r: its pack %s cannot be used (%s: %s); loading %s instead, as a copy of this process's own",
+                self.name,
+                self.pack,
+                type(exc).__name__,
+                short(exc),
+                self.path,
+            )
+            return self._load()
+
+    def _load(self) -> Runner:
+        passed_on: tuple[type[BaseException], ...] = (TFPoolError, *self.interrupts)
+        try:
+            return self._load_unchanged()
+        except passed_on:
+            raise
+        except Exception as exc:  # anything at all may come out of the user's file or function
+            reason = str(exc) if isinstance(exc, BadSource) else f"{type(exc).__name__}: {short(exc)}"
+            if "Could not locate class" in reason:
+                reason += (
+                    ". Import the module of the class where the app's tasks are, or name it in the app's `imports`: "
+                    "an import in the task comes too late for a process that has not run it"
+                )
+            raise ModelLoadError(self.name, self.path, reason) from exc
+
+    def _load_unchanged(self, *, compiled: bool = False) -> Runner:
+        """`load`, of the files that were there when the worker started."""
+        self._refuse_change()
+        runner = load(self.name, self.path, safe_mode=self.safe_mode, compiled=compiled)
+        self._refuse_change()
+        return runner
+
+    def _refuse_change(self) -> None:
+        """Processes of one worker must not answer with different versions of a model.
+
+        Raises:
+            BadSource: its files have changed.
+        """
+        if self.content is None or not os.path.exists(self.path):
+            return
+        if (present := fingerprint.has_changed(self.path, self.content)) is not None:
+            raise BadSource(
+                f"its files have changed since the worker started (fingerprint {present.short}, at the start "
+                f"{self.content.short}), and other processes of this worker have the old ones. Restart the worker to "
+                "use the new ones, or put the old ones back"
+            )
+
+    def _whole(self) -> Runner:
+        """`original`, with the loss, metrics and optimizer that it was saved with: what Keras itself loads.
+
+        Raises:
+            ModelLoadError: as `load`.
+        """
+        with self._lock:
+            if not self._is_whole:
+                self._load_whole()
+                self._is_whole = True
+            return self.original()
+
+    def _load_whole(self) -> None:
+        """Load what predicting does not need, if the file has it and if it can be loaded."""
+        passed_on: tuple[type[BaseException], ...] = (TFPoolError, *self.interrupts)
+        try:
+            if location.is_compiled(self.path):
+                self._take(lambda: self._load_unchanged(compiled=True))
+        except passed_on:
+            raise
+        except Exception as exc:  # custom losses and metrics, say, that are not imported here
+            logger.warning(
+                "model %r from %r cannot be loaded with its loss, metrics and optimizer (%s: %s): to train or evaluate "
+                "it, call compile() first",
+                self.name,
+                self.path,
+                type(exc).__name__,
+                short(exc),
+            )
+
+    def keras_model(self, attribute: str) -> Any:
+        """The real Keras model, for what only it has."""
+        model = self._whole().keras_model
+        if model is None:
+            form = "pack" if self.packed else "SavedModel"
+            raise AttributeError(
+                f"model {self.name!r} is a {form}, which has predict() only, no {attribute!r}. "
+                "Save it with model.save('….keras') to have the whole Keras model"
+            )
+        return model
