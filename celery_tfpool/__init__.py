@@ -20,9 +20,9 @@ from .errors import (
     TFPoolError,
     UnknownModelError,
 )
-from .pool.child import get_model
 
 if TYPE_CHECKING:
+    from .models.handle import Handle
     from .pool.prefork import TFPrefork
 
 __version__ = "0.1.0"
@@ -41,6 +41,23 @@ __all__ = (
     "UnknownModelError",
     "get_model",
 )
+
+
+def get_model(name: str | None = None) -> Handle:
+    """The model ``name`` of ``tf_model_path``, or the only one.  Loaded at its first use, once per process.
+
+    Works in a task under every pool, at the top of a module, and outside a
+    worker (a shell, a web process, ``task_always_eager``, a unit test): there
+    the settings are those of the current Celery app, or, in a thread that has
+    none, of the only app that has ``tf_model_path``.
+
+    Raises:
+        UnknownModelError: no such name, or several models and no name.
+        SettingsError: outside a worker of this pool, a ``tf_*`` setting is wrong.
+    """
+    from .pool.child import get_model as find  # a process that only sends tasks needs none of that
+
+    return find(name)
 
 
 def __getattr__(name: str) -> Any:

@@ -3,37 +3,34 @@
 Celery loads this module through the entry point group ``celery.commands``
 before it parses options and before it imports the app.  Stock Celery refuses
 dotted pool names, so that is the moment to let ours through, to add the
-worker's option, and to start watching who initialises TensorFlow.
+worker's option, and, where this may become a worker of ours, to start watching
+who initialises TensorFlow.  Other ``celery`` commands load this module as well,
+so it imports what a command needs when that runs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import shutil
+import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 from celery.bin import worker as celery_worker
 from celery.bin.base import CeleryCommand, CeleryOption
 from celery.utils.imports import cwd_in_path
 from celery.utils.log import get_logger
 
 from .errors import ModelLoadError, TFPoolError
-from .models.lazy_model import LazyModel
-from .packs import build, manifest
-from .packs.cache import PackCache, default_folder
-from .runners import location, tf_state
-from .runners.convert import short
-from .runners.protocol import CannotPack
-from .settings import ENVIRONMENT_VARIABLE, read
+from .settings import ENVIRONMENT_VARIABLE
 
 logger = get_logger(__name__)
 
@@ -83,8 +80,21 @@ def extend_worker_command() -> None:
     command.callback = _without_traceback(command.callback)
 
 
+def may_be_ours(arguments: Sequence[str]) -> bool:
+    """Whether a command line starts a worker whose pool is ours, or may be, because its configuration says so."""
+    if "worker" not in arguments:
+        return False
+    pools = [after for before, after in itertools.pairwise(arguments) if before in ("-P", "--pool")]
+    pools += [argument.partition("=")[2] for argument in arguments if argument.startswith("--pool=")]
+    pools += [argument[2:] for argument in arguments if argument.startswith("-P") and argument != "-P"]
+    return not pools or pools[-1] in (POOL, "custom", "prefork")
+
+
 extend_worker_command()
-tf_state.watch()
+if may_be_ours(sys.argv):
+    from .runners import tf_state
+
+    tf_state.watch()
 
 
 @click.group(help="Keras models for the TFPrefork pool.")
@@ -100,6 +110,11 @@ def check(path: str, unsafe: bool) -> None:
 
     PATH is a .keras or .h5 file, a SavedModel folder, or module:function.
     """
+    import numpy as np
+
+    from .models.lazy_model import LazyModel
+    from .runners import location, tf_state
+
     lazy = LazyModel("model", path, safe_mode=not unsafe)
     with cwd_in_path():
         try:
@@ -135,6 +150,11 @@ def pack(path: str, output: str, unsafe: bool) -> None:
 
     Set tf_model_path to the folder then. Workers map it as it is, and the original is needed no more.
     """
+    from .models.lazy_model import LazyModel
+    from .packs import build, manifest
+    from .runners.convert import short
+    from .runners.protocol import CannotPack
+
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise click.ClickException(f"{output} is there already; give a folder that is empty or does not exist")
@@ -165,6 +185,8 @@ def made_aside(target: Path) -> Iterator[Path]:
     ``target`` is an empty folder, perhaps one that cannot be replaced (a
     volume), or does not exist.
     """
+    from .packs.manifest import MANIFEST
+
     existed = target.exists()
     aside = (target if existed else target.parent) / f".{target.name}-{uuid.uuid4().hex}"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +195,7 @@ def made_aside(target: Path) -> Iterator[Path]:
         yield aside
         if existed:
             # The manifest comes last: a folder without one is no pack.
-            for part in sorted(aside.iterdir(), key=lambda part: part.name == manifest.MANIFEST):
+            for part in sorted(aside.iterdir(), key=lambda part: part.name == MANIFEST):
                 part.rename(target / part.name)
         else:
             aside.rename(target)
@@ -186,6 +208,9 @@ def made_aside(target: Path) -> Iterator[Path]:
 @click.pass_context
 def cache(ctx: click.Context, clear: bool) -> None:
     """List the packs that workers have made, or remove them."""
+    from .packs.cache import PackCache, default_folder
+    from .settings import read
+
     settings = read(ctx.obj.app.conf, os.environ)
     packs = PackCache(Path(settings.cache_dir or default_folder(os.environ)), settings.cache_max_bytes)
     if clear:

@@ -51,17 +51,7 @@ _retired = False
 
 
 def get_model(name: str | None = None) -> Handle:
-    """The model ``name`` of ``tf_model_path``, or the only one.  Loaded at its first use, once per process.
-
-    Works in a task under every pool, at the top of a module, and outside a
-    worker (a shell, a web process, ``task_always_eager``, a unit test): there
-    the settings are those of the current Celery app, or, in a thread that has
-    none, of the only app that has ``tf_model_path``.
-
-    Raises:
-        UnknownModelError: no such name, or several models and no name.
-        SettingsError: outside a worker of this pool, a ``tf_*`` setting is wrong.
-    """
+    """`celery_tfpool.get_model`."""
     models = _models_of_this_process()
     if _plan is not None:
         return models.get(name)

@@ -1,0 +1,70 @@
+"""What an import brings along: a process that only sends tasks, or runs another command, pays nothing for models."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("numpy", "tensorflow", "keras", "h5py", "ml_dtypes", "wrapt")
+    "numpy",
+    "tensorflow",
+    "keras",
+    "h5py",
+    "ml_dtypes",
+    "wrapt",
+    "asyncio.unix_events",
+    "multiprocessing.forkserver",
+)
+SENDS_TASKS = """
+import sys
+from celery import Celery
+before = set(sys.modules)
+from celery_tfpool import get_model, PredictionTimeout
+app = Celery("proj", broker="memory://")
+app.conf.tf_model_path = "digits.keras"
+
+@app.task
+def predict(x):
+    return get_model().predict(x)
+
+predict.delay([1.0])
+print(sorted(set(sys.modules) - before))
+"""
+OTHER_COMMAND = """
+import sys
+sys.argv[:] = ["celery", *sys.argv[1:]]
+import celery.bin.celery
+try: celery.bin.celery.main()
+except SystemExit: pass
+print(sorted(sys.modules), file=sys.stderr)
+"""
+
+
+def test_web_process() -> None:
+    done = subprocess.run([sys.executable, "-c", SENDS_TASKS], capture_output=True, text=True, check=True)
+    imported = eval(done.stdout)
+    assert [] == [name for name in HEAVY if name in imported]
+    ours = {name for name in imported if name.startswith("celery_tfpool")}
+    assert {"celery_tfpool", "celery_tfpool.errors"} == ours
+
+
+@pytest.mark.parametrize(
+    ("arguments", "watches"),
+    [
+        (["--version"], False),
+        (["tfpool", "cache", "--help"], False),
+        (["worker", "--help"], True),
+        (["worker", "-P", "threads", "--help"], False),
+        (["worker", "--pool=solo", "--help"], False),
+        (["worker", "-P", "celery_tfpool:TFPrefork", "--help"], True),
+    ],
+)
+def test_commands(arguments: list[str], watches: bool) -> None:
+    """Only what may become a worker of ours looks out for TensorFlow's start, and nothing imports NumPy for us."""
+    program = [sys.executable, "-c", OTHER_COMMAND, *arguments]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    imported = eval(done.stderr.splitlines()[-1])
+    assert watches == ("wrapt" in imported)
+    assert [] == [name for name in HEAVY if name in imported and name != "wrapt"]
