@@ -8,15 +8,6 @@ import sys
 import pytest
 
 HEAVY = ("numpy", "tensorflow", "keras", "h5py", "ml_dtypes", "wrapt")
-    "numpy",
-    "tensorflow",
-    "keras",
-    "h5py",
-    "ml_dtypes",
-    "wrapt",
-    "asyncio.unix_events",
-    "multiprocessing.forkserver",
-)
 SENDS_TASKS = """
 import sys
 from celery import Celery
