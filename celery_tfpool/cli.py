@@ -151,7 +151,8 @@ def pack(path: str, output: str, unsafe: bool) -> None:
     Set tf_model_path to the folder then. Workers map it as it is, and the original is needed no more.
     """
     from .models.lazy_model import LazyModel
-    from .packs import build, manifest
+    from .packs import manifest
+    from .packs.compared import write_compared
     from .runners.convert import short
     from .runners.protocol import CannotPack
 
@@ -160,7 +161,7 @@ def pack(path: str, output: str, unsafe: bool) -> None:
         raise click.ClickException(f"{output} is there already; give a folder that is empty or does not exist")
     try:
         with cwd_in_path(), made_aside(target) as folder:
-            remark = build.write_checked(LazyModel("model", path, safe_mode=not unsafe).load(), str(folder))
+            remark = write_compared(LazyModel("model", path, safe_mode=not unsafe).load(), str(folder))
     except CannotPack as exc:
         reason = f"cannot be packed: {exc}"
     except OSError as exc:

@@ -26,6 +26,7 @@ from celery_tfpool.models.loading import load
 from celery_tfpool.packs import attach, build, manifest, write
 from celery_tfpool.packs.attach import PackRunner
 from celery_tfpool.packs.cache import PackCache
+from celery_tfpool.packs.compared import write_compared
 from celery_tfpool.pool import startup
 from celery_tfpool.runners.keras_model import KerasRunner, declared
 from celery_tfpool.runners.location import BadSource
@@ -482,7 +483,7 @@ class Noise(layers.Layer):
 def test_random_model(tmp_path: Path) -> None:
     """Is packed, and said to be random; a pack with other numbers than a model that is not is refused."""
     model = keras.Sequential([layers.Input((2,)), Noise()])
-    assert "its outputs are random: they differ from call to call" in build.write_checked(
+    assert "its outputs are random: they differ from call to call" in write_compared(
         KerasRunner("m", model), str(tmp_path)
     )
 
@@ -496,4 +497,4 @@ def test_pack_with_other_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(write, "_write_weight", write_other)
     with pytest.raises(CannotPack, match="its pack gives other numbers than the model itself"):
-        build.write_checked(KerasRunner("m", model), str(tmp_path))
+        write_compared(KerasRunner("m", model), str(tmp_path))

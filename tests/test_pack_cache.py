@@ -27,7 +27,8 @@ from conftest import make_model, quiet, wait_until
 from celery_tfpool.packs import build, fingerprint, manifest
 from celery_tfpool.packs.attach import PackRunner
 from celery_tfpool.packs.cache import CacheUnusable, PackCache, hold
-from celery_tfpool.runners import location, stored, tf_state
+from celery_tfpool.runners import location, stored
+from celery_tfpool.runners.culprit import is_own_code
 from celery_tfpool.runners.inputs import Named
 from celery_tfpool.runners.protocol import CannotPack
 
@@ -40,12 +41,12 @@ PACKER = textwrap.dedent(
     from celery_tfpool.packs.cache import PackCache
     path, folder, max_bytes = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     made = []
-    original = build.write_checked
+    original = compared.write_compared
     def write_checked(*arguments):
         made.append(1)
         print("begins", flush=True)
         return original(*arguments)
-    build.write_checked = write_checked
+    compared.write_compared = write_checked
     found = build.find_or_make("model", path, PackCache(folder, max_bytes), safe_mode=True)
     print(found.folder, len(made), flush=True)
     """
@@ -218,7 +219,7 @@ def test_own_code_counts() -> None:
     """The user's modules belong to a model with custom classes; the standard library and installed ones do not."""
     _, files = fingerprint.code_facts([sys.modules[__name__], pytest, os, manifest, None])
     assert [__file__] == files
-    assert tf_state.is_own_code(__file__)
+    assert is_own_code(__file__)
 
 
 def test_installed_code_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

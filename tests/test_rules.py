@@ -25,6 +25,7 @@ from celery_tfpool.pool.fork_guard import fork_decision
 from celery_tfpool.pool.startup import plan
 from celery_tfpool.processes import GRACE, CrashLoop
 from celery_tfpool.runners import tf_state
+from celery_tfpool.runners.culprit import blame
 from celery_tfpool.settings import Settings
 
 
@@ -117,10 +118,10 @@ def test_blame_names_the_users_line(tmp_path: Path) -> None:
         return traceback.FrameSummary(filename, line, "f", line=text)
 
     stack = [frame(own, 7, "M = load_model(P)"), frame(inside, 3, "x"), frame(inside, 4, "y")]
-    assert f"{own}:7: M = load_model(P)" == tf_state.blame(stack)
+    assert f"{own}:7: M = load_model(P)" == blame(stack)
     stack.insert(1, frame(library, 9, "keras.load()"))
-    assert f"{library}:9: keras.load(), called from {own}:7: M = load_model(P)" == tf_state.blame(stack)
-    assert "an unknown line" == tf_state.blame([])
+    assert f"{library}:9: keras.load(), called from {own}:7: M = load_model(P)" == blame(stack)
+    assert "an unknown line" == blame([])
 
 
 def every(cls: type[errors.TFPoolError]) -> Iterator[type[errors.TFPoolError]]:

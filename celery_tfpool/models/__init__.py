@@ -1,0 +1,9 @@
+"""The models of one process, by name.
+
+Decides when a model is loaded, and who predicts with it: predictors, a pack, or the model itself.  Knows nothing of
+Celery, or of where the process runs.
+
+    handle      what `get_model` returns
+    lazy_model  one model: nothing until its first use
+    loading     whatever stands at a path
+"""

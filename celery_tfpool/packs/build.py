@@ -19,20 +19,18 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-import numpy as np
 from celery.platforms import set_pdeathsig
 
 from .. import processes
-from ..runners import compare, location, tf_state
+from ..runners import location, tf_state
 from ..runners.convert import short
 from ..runners.location import Kind
-from ..runners.protocol import CannotPack, Runner
+from ..runners.protocol import CannotPack
 from ..runners.stored import load_stored
 from . import fingerprint, manifest
-from .attach import PackRunner
 from .cache import CacheUnusable, PackCache
+from .compared import write_compared
 from .fingerprint import Content
-from .write import write
 
 #: Seconds between two looks at whether the worker should stop.
 _TICK = 0.1
@@ -198,7 +196,7 @@ def find_or_make(
         remarks: list[str] = []
 
         def make(folder: str, content: Content = content, remarks: list[str] = remarks) -> None:
-            remarks.append(write_checked(load_stored(name, path, safe_mode=safe_mode), folder))
+            remarks.append(write_compared(load_stored(name, path, safe_mode=safe_mode), folder))
             if fingerprint.was_touched(path, content):  # what was loaded may be other bytes
                 raise _Touched
 
@@ -208,46 +206,3 @@ def find_or_make(
         except _Touched:
             continue
     raise location.BadSource("its files change all the while; put them there under another name, and rename them")
-
-
-def write_checked(runner: Runner, folder: str) -> str:
-    """`pack.write`, and one prediction by either to see that they are the same; what is to be said of it, if anything.
-
-    Raises:
-        CannotPack: this model has no pack, or one that gives other numbers.
-    """
-    write(runner, folder)
-    try:
-        sample = runner.sample()
-        expected = runner.predict(sample, 1)
-    except Exception:  # zeros are not for every model, and then there is nothing to compare
-        return ""
-    packed = PackRunner(runner.name, folder).predict(sample, 1)
-    if _same(packed, expected):
-        return ""
-    again = runner.predict(sample, 1)
-    if _same(again, expected):
-        raise CannotPack("its pack gives other numbers than the model itself")
-    # It differs from itself: by rounding, or because it is random.
-    precision = compare.precision_of(runner.single_call()[1])
-    if _close(packed, expected, precision):
-        return ""
-    if _close(again, expected, precision):
-        raise CannotPack("its pack gives other numbers than the model itself")
-    return "its outputs are random: they differ from call to call, of the model and of its pack"
-
-
-def _same(ours: Any, theirs: Any) -> bool:
-    import keras
-
-    return all(
-        np.array_equal(one, other, equal_nan=np.issubdtype(other.dtype, np.inexact))
-        for one, other in zip(keras.tree.flatten(ours), keras.tree.flatten(theirs), strict=True)
-    )
-
-
-def _close(ours: Any, theirs: Any, precision: float) -> bool:
-    import keras
-
-    both = zip(keras.tree.flatten(ours), keras.tree.flatten(theirs), strict=True)
-    return all(compare.are_close(one, other, precision) for one, other in both)

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
-from ..runners.tf_state import is_own_code
+from ..runners.culprit import is_own_code
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runners.convert import dtype_of, numpy_dtype
+from ..runners.dtypes import dtype_of, numpy_dtype
 from ..runners.structure import CannotEncode, structure_of_json, structure_to_json
 
 ALIGNMENT = 64

@@ -19,6 +19,7 @@ from ..processes import GRACE, MAX_FAILED_STARTS, CrashLoop
 from ..runners.convert import short
 from ..setting_checks import ModelPath
 from .awaiting import ended, ending, in_thread
+from .connection import ask_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 _MOST_ENDS = 100
 #: How often the system may refuse to start a process, and seconds until it is asked again.
 _TRIES, _PAUSE = 4, 0.5
+#: Seconds until a predictor must answer for its statistics.
+_STATS_TIMEOUT = 1.0
 
 
 class _CannotGoOn(Exception):
@@ -72,6 +75,18 @@ class Keeper:
     def end_of(self, pid: int | None) -> str:
         """How it ended, if it has; it need not be known which process it was."""
         return self.gave_up or (self.last_end if pid is None else self.ends.get(pid, ""))
+
+    def described(self, folder: str) -> dict[str, Any]:
+        """Pid, models, restarts, and its own statistics, for which it is asked; JSON-friendly."""
+        return {
+            "index": self.index,
+            "pid": self.pid,
+            "ready": self.facts is not None,
+            "models": self.facts or {model.name: {} for model in self.models},
+            "restarts": self.restarts,
+            "last_end": self.last_end,
+            "stats": ask_statistics(folder, self.index, _STATS_TIMEOUT) if self.facts else None,
+        }
 
     async def keep(self) -> str:
         """Live its life, as often as it lives; returns the reason why it cannot be started any more."""

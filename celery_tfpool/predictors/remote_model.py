@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import InvalidInputError
-from ..runners.convert import Misfit, arrays, is_plain, is_tensor
+from ..runners.convert import Misfit, arrays, is_plain
+from ..runners.dtypes import is_tensor
 from ..runners.inputs import Named, inputs_of_json
 from ..runners.protocol import check_batch_size, count_rows
 from ..runners.spec import describe

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ..errors import PredictionError, TFPoolError
+from ..runners.convert import concatenate, short
 from .batching import Part
 from .calls import Call
 from .codec import decode
@@ -69,6 +71,17 @@ class Request:
 
     def is_wanted(self) -> bool:
         return not self.is_over and time.monotonic() < self.deadline
+
+    def outputs(self) -> Any:
+        """Of all its parts, which were computed side by side and have ended in any order."""
+        pieces = [piece for _, piece in sorted(self.pieces.items())]
+        return pieces[0] if len(pieces) == 1 else concatenate(pieces)
+
+    def refusal(self, exc: BaseException) -> dict[str, Any]:
+        """The head of the answer that says why there are no outputs."""
+        if not isinstance(exc, TFPoolError):
+            exc = PredictionError(self.model.name, f"{type(exc).__name__}: {short(exc)}")
+        return {"id": self.number, "error": type(exc).__name__, "args": list(exc.args)}
 
     @property
     def rows(self) -> int:

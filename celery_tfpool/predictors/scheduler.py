@@ -12,7 +12,6 @@ Knows nothing of sockets: who asks is an `Asker`.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
 from collections.abc import Hashable, Sequence
@@ -21,8 +20,8 @@ from functools import partial
 from typing import Any
 
 from .. import processes
-from ..errors import PredictionError, PredictionTimeout, PredictorOverloaded, TFPoolError
-from ..runners.convert import concatenate, short
+from ..errors import PredictionError, PredictionTimeout, PredictorOverloaded
+from ..runners.convert import short
 from ..runners.structure import CannotEncode
 from ..settings import Settings
 from .batching import Batcher, Part
@@ -35,8 +34,6 @@ from .framing import BadMessage
 from .requests import Asker, Batch, Request
 from .served_model import ServedModel
 from .statistics import Statistics
-
-logger = logging.getLogger(__name__)
 
 
 class Scheduler:
@@ -224,9 +221,8 @@ class Scheduler:
         request.done_rows += part.rows
         if request.done_rows < request.rows:
             return
-        pieces = [piece for _, piece in sorted(request.pieces.items())]  # computed side by side, they end in any order
         try:
-            description, body = encode(pieces[0] if len(pieces) == 1 else concatenate(pieces))
+            description, body = encode(request.outputs())
         except CannotEncode as exc:
             raise PredictionError(request.model.name, f"its outputs {exc}") from exc
         self.forget(request)
@@ -237,10 +233,8 @@ class Scheduler:
         self.forget(request)
         if isinstance(exc, Abandoned):
             return
-        if not isinstance(exc, TFPoolError):
-            exc = PredictionError(request.model.name, f"{type(exc).__name__}: {short(exc)}")
         self.statistics.request_failure += 1
-        request.asker.answer({"id": request.number, "error": type(exc).__name__, "args": list(exc.args)})
+        request.asker.answer(request.refusal(exc))
 
     # -- what is known from outside ------------------------------------------------
 

@@ -28,7 +28,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -44,8 +44,7 @@ from ..runners import tf_state
 from ..runners.convert import short
 from ..setting_checks import ModelPath
 from ..settings import Settings
-from .framing import BadMessage, Reader, message
-from .requests import Request
+from .conversation import Conversation
 from .scheduler import Scheduler
 from .served_model import ServedModel
 
@@ -120,7 +119,9 @@ async def _serve(job: Job, listener: socket, link: Connection) -> None:
     processes.keep_what_is_freed()  # not what loading took
     scheduler = Scheduler(models, job.settings, computing, threads=job.intra_op, folder=job.folder, index=job.index)
     listener.setblocking(False)
-    await loop.create_unix_server(lambda: _Conversation(scheduler, job), sock=listener)
+    await loop.create_unix_server(
+        lambda: Conversation(scheduler, job.index, job.settings.max_request_bytes), sock=listener
+    )
     _watch_itself(loop, job, scheduler)
     _say(link, {"ready": {name: model.facts() for name, model in models.items()}})
     await loop.create_future()  # for ever
@@ -214,47 +215,3 @@ def _watch_itself(loop: asyncio.AbstractEventLoop, job: Job, scheduler: Schedule
     if sys.__stderr__ is not None:
         faulthandler.dump_traceback_later(limit, exit=True, file=sys.__stderr__)
     loop.call_later(min(1.0, limit / 4), _watch_itself, loop, job, scheduler)
-
-
-# -- the conversation ------------------------------------------------------------
-
-
-class _Conversation(asyncio.BufferedProtocol):
-    """One connection: one request at a time, and its answer."""
-
-    _transport: asyncio.WriteTransport
-
-    def __init__(self, scheduler: Scheduler, job: Job) -> None:
-        self._scheduler, self._index = scheduler, job.index
-        self._reader = Reader(job.settings.max_request_bytes)
-        #: What was asked last.
-        self._request: Request | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
-        self._scheduler.connected(1)
-        self.answer({"pid": os.getpid()})
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._reader.buffer()
-
-    def buffer_updated(self, nbytes: int) -> None:
-        try:
-            for head, body in self._reader.received(nbytes):
-                if self._request is not None and not self._request.is_over:
-                    raise BadMessage("a second request before the answer to the first")
-                self._request = self._scheduler.take(self, head, body)
-        except BadMessage as exc:
-            logger.warning("predictor %d (pid %d): closing a connection: %s", self._index, os.getpid(), exc)
-            self._transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._request is not None and not self._request.is_over:
-            self._scheduler.forget(self._request)
-        self._scheduler.connected(-1)
-
-    def answer(self, head: dict[str, Any], body: Sequence[Any] = ()) -> None:
-        with contextlib.suppress(OSError):  # gone meanwhile
-            for buffer in message(head, body):
-                self._transport.write(buffer)

@@ -37,7 +37,7 @@ from ..setting_checks import ModelPath
 from . import busyness, folder, server
 from .busyness import LoadBoard
 from .client import Predictors
-from .connection import ask_statistics, coroner_path, socket_path
+from .connection import coroner_path, socket_path
 from .death_notices import MOST_BYTES, tell
 from .keeper import Keeper
 from .server import Job
@@ -45,8 +45,8 @@ from .statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at whether the worker should stop, and until a predictor must answer for its statistics.
-_TICK, _STATS_TIMEOUT = 0.2, 1.0
+#: Seconds between two looks at whether the worker should stop.
+_TICK = 0.2
 
 
 class CannotStart(TFPoolError):
@@ -166,18 +166,7 @@ class Supervisor:
 
     def facts(self) -> list[dict[str, Any]]:
         """Of each predictor: pid, models, restarts, and its own statistics; JSON-friendly."""
-        return [
-            {
-                "index": one.index,
-                "pid": one.pid,
-                "ready": one.facts is not None,
-                "models": one.facts or {model.name: {} for model in one.models},
-                "restarts": one.restarts,
-                "last_end": one.last_end,
-                "stats": ask_statistics(self.folder, one.index, _STATS_TIMEOUT) if one.facts else None,
-            }
-            for one in self._predictors
-        ]
+        return [one.described(self.folder) for one in self._predictors]
 
     def _served(self) -> dict[str, tuple[tuple[int, ...], dict[str, Any]]]:
         found: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {}

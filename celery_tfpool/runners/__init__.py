@@ -1,0 +1,20 @@
+"""A model in this process, called as ``keras.Model.predict`` would.
+
+Decides what a path is, whether data fits a model's inputs, and which compiled call serves them.  Knows nothing of
+packs, of other processes, or of when a model is loaded.
+
+    protocol     `Predicts`; a loaded model with a compiled call
+    location     what a path is, and what is wrong with it, without TensorFlow
+    stored       loads what Keras or TensorFlow stored, or a function makes
+    keras_model  calls a model that says what inputs it takes
+    subclassed   calls one that does not
+    saved_model  calls a SavedModel by its signature
+    inputs       which part of the data is which input
+    spec         one input or output: does a value fit?
+    convert      data as arrays of the dtype that a model takes
+    dtypes       names of dtypes
+    structure    nested inputs and outputs, as JSON and leaf by leaf
+    compare      are outputs the same but for rounding?
+    tf_state     TensorFlow as a whole: initialised? by whom? threads, versions
+    culprit      which line of the user's code it was
+"""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .convert import numpy_dtype
+from .dtypes import numpy_dtype
 from .protocol import Compiled
 
 #: By how many units in the last place, relative to the largest value of its row, an output may differ when its row is

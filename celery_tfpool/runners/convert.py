@@ -7,12 +7,13 @@ model: who calls says which shape and dtype are wanted.
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from .dtypes import dtype_of, is_tensor, numpy_dtype
 
 _SCALARS = (bool, int, float, str, bytes, np.generic)
 
@@ -42,23 +43,6 @@ def is_dense(value: Any) -> bool:
         return True
     package = type(value).__module__.partition(".")[0]
     return hasattr(value, "__array__") and hasattr(value, "shape") and package not in ("pandas", "scipy")
-
-
-def is_tensor(value: Any) -> bool:
-    """A tensor or variable of TensorFlow."""
-    return type(value).__module__.startswith("tensorflow.") and hasattr(value, "numpy")
-
-
-def dtype_of(value: Any) -> str:
-    """TensorFlow's name for the dtype of an array or tensor."""
-    if is_tensor(value):
-        return str(value.dtype.name)
-    return _name_of(value.dtype)
-
-
-@functools.cache  # NumPy makes a name anew each time, which takes longer than all else here
-def _name_of(dtype: Any) -> str:
-    return "string" if dtype.kind in "USOT" else str(dtype)
 
 
 def sketch(x: Any) -> str:
@@ -173,34 +157,6 @@ def _astype(value: Any, dtype: str) -> Any:
 
         return tf.cast(value, dtype)
     return value.astype(numpy_dtype(dtype))
-
-
-#: Kinds of dtypes that are numbers; V are those of ``ml_dtypes``.
-_NUMBERS = "biufcV"
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The dtype of a name that NumPy or ``ml_dtypes`` knows; strings are objects.
-
-    Raises:
-        ValueError: it is none of numbers.
-    """
-    if name == "string":
-        return np.dtype(object)
-    if not isinstance(name, str) or not name.isidentifier():  # NumPy would parse it, as far as evaluating it
-        raise ValueError(f"no dtype {name!r}")
-    try:
-        dtype: np.dtype[Any] = np.dtype(name)
-    except TypeError:
-        import ml_dtypes  # comes with TensorFlow
-
-        found = getattr(ml_dtypes, name, None)
-        if not isinstance(found, type) or not issubclass(found, np.generic):
-            raise ValueError(f"no dtype {name!r}") from None
-        return np.dtype(found)
-    if dtype.type is np.void or dtype.kind not in _NUMBERS:
-        raise ValueError(f"not a dtype of numbers: {name!r}")
-    return dtype
 
 
 # -- outputs -------------------------------------------------------------------

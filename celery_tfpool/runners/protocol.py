@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import InvalidInputError
-from .convert import Misfit, concatenate, dtype_of, is_plain, to_numpy
+from .convert import Misfit, concatenate, is_plain, to_numpy
+from .dtypes import dtype_of
 from .inputs import Inputs, Named
 from .spec import Port, describe
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .convert import Misfit, array, cast, castable, dtype_of, is_tensor, numpy_dtype
+from .convert import Misfit, array, cast, castable
+from .dtypes import dtype_of, is_tensor, numpy_dtype
 
 #: Sizes from the second dimension on; None may vary.
 Shape = tuple[int | None, ...]

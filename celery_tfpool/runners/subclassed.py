@@ -12,7 +12,8 @@ import functools
 from typing import Any, NoReturn
 
 from ..errors import InvalidInputError
-from .convert import Misfit, arrays, dtype_of, short, sketch, to_floatx
+from .convert import Misfit, arrays, short, sketch, to_floatx
+from .dtypes import dtype_of
 from .keras_model import KerasRunner, declared, overrides
 from .protocol import CannotPack, Compiled
 from .spec import Port, describe, sizes

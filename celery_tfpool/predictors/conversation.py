@@ -1,0 +1,57 @@
+"""A predictor's end of a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from .framing import BadMessage, Reader, message
+from .requests import Request
+from .scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+
+class Conversation(asyncio.BufferedProtocol):
+    """One connection: one request at a time, and its answer."""
+
+    _transport: asyncio.WriteTransport
+
+    def __init__(self, scheduler: Scheduler, index: int, max_request_bytes: int) -> None:
+        self._scheduler, self._index = scheduler, index
+        self._reader = Reader(max_request_bytes)
+        #: What was asked last.
+        self._request: Request | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+        self._scheduler.connected(1)
+        self.answer({"pid": os.getpid()})
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            for head, body in self._reader.received(nbytes):
+                if self._request is not None and not self._request.is_over:
+                    raise BadMessage("a second request before the answer to the first")
+                self._request = self._scheduler.take(self, head, body)
+        except BadMessage as exc:
+            logger.warning("predictor %d (pid %d): closing a connection: %s", self._index, os.getpid(), exc)
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._request is not None and not self._request.is_over:
+            self._scheduler.forget(self._request)
+        self._scheduler.connected(-1)
+
+    def answer(self, head: dict[str, Any], body: Sequence[Any] = ()) -> None:
+        with contextlib.suppress(OSError):  # gone meanwhile
+            for buffer in message(head, body):
+                self._transport.write(buffer)
