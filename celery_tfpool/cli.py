@@ -95,6 +95,8 @@ if may_be_ours(sys.argv):
     from .runners import tf_state
 
     tf_state.watch()
+if {"inspect", "control"} & set(sys.argv):
+    from .pool import inspect as inspect  # registers `celery inspect tfpool`
 
 
 @click.group(help="Keras models for the TFPrefork pool.")

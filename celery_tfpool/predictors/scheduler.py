@@ -40,7 +40,7 @@ class Scheduler:
     """Decides with a `Batcher` which requests go next, and lets other threads compute them.
 
     Args:
-        folder: where notes are kept for other processes; see `load_board` and `casualties`.
+        folder: where notes are kept for other processes; see `busyness` and `casualties`.
         index: of this predictor.
         threads: of ``computing``.
     """
