@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..errors import PredictionError, TFPoolError
+from ..errors import PredictionError, PredictionTimeout, TFPoolError
 from ..runners.convert import concatenate, short
 from .batching import Part
-from .calls import Call
+from .calls import Abandoned, Call
 from .codec import decode
 from .served_model import ServedModel
 
@@ -72,10 +72,22 @@ class Request:
     def is_wanted(self) -> bool:
         return not self.is_over and time.monotonic() < self.deadline
 
+    def prepared(self, call: Call | None) -> None:
+        """It is checked, and known with whom it may be computed; or not yet: that takes long."""
+        self.call = call
+        if call is not None:
+            self.x = None
+            call.is_wanted = self.is_wanted
+
     def outputs(self) -> Any:
         """Of all its parts, which were computed side by side and have ended in any order."""
         pieces = [piece for _, piece in sorted(self.pieces.items())]
         return pieces[0] if len(pieces) == 1 else concatenate(pieces)
+
+    def too_late(self) -> Exception:
+        """What it comes to when its deadline is over."""
+        seconds = round(self.deadline - self.arrived, 3)
+        return Abandoned() if self.limit is None else PredictionTimeout(self.model.name, seconds, self.limit)
 
     def refusal(self, exc: BaseException) -> dict[str, Any]:
         """The head of the answer that says why there are no outputs."""

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from .. import processes
-from ..errors import PredictionError, PredictionTimeout, PredictorOverloaded
+from ..errors import PredictionError, PredictorOverloaded
 from ..runners.convert import short
 from ..runners.structure import CannotEncode
 from ..settings import Settings
@@ -98,7 +98,7 @@ class Scheduler:
             waiting, most = self._batcher.batches, self._settings.max_enqueued_batches
             if waiting >= most and not request.again:
                 raise PredictorOverloaded(request.model.name, self._batcher.requests, most)
-            request.call = request.model.prepare(request.x, request.batch_size, alone=request.alone)
+            request.prepared(request.model.prepare(request.x, request.batch_size, alone=request.alone))
         except Exception as exc:  # whatever comes of the user's values, or code
             self._refuse(request, exc)
             return
@@ -107,9 +107,6 @@ class Scheduler:
     def _enqueue(self, request: Request) -> None:
         call = request.call
         key: Hashable
-        if call is not None:
-            request.x = None
-            call.is_wanted = request.is_wanted
         if call is not None and call.key is not None:
             key, size = call.key, request.model.max_size
         else:  # alone, and cut as Keras would cut it
@@ -145,7 +142,7 @@ class Scheduler:
             self._timer.cancel()
             self._timer = None
         now = time.monotonic()
-        while self._may_another() and (parts := self._batcher.take(now, len(self._running))):
+        while self._may_compute_another and (parts := self._batcher.take(now, len(self._running))):
             if not (parts := self._in_time(parts, now)):
                 continue
             batch = Batch(parts, now, [self._notes.note(part.request.number) for part in parts])
@@ -153,8 +150,7 @@ class Scheduler:
             for part in parts:
                 if part.request.started is None:
                     part.request.started = now
-                    self.statistics.queue_count += 1
-                    self.statistics.queue_duration += now - part.request.arrived
+                    self.statistics.count_start(waited=now - part.request.arrived)
             if batch.first is not None and batch.first.is_quick:
                 # To wake another thread and be woken would take longer, on busy cores much longer.
                 results, executions = compute(parts, in_one_thread=False)
@@ -169,17 +165,15 @@ class Scheduler:
         if not self._running and (delay := self._batcher.delay(now)) is not None:
             self._timer = self._loop.call_later(delay, self._go)
 
+    @property
+    def _may_compute_another(self) -> bool:
+        return all(len(self._running) < batch.parallel for batch in self._running)
+
     def _in_time(self, parts: Sequence[Part[Request]], now: float) -> list[Part[Request]]:
         """Those for which somebody still waits; the others are refused."""
         for request in {part.request for part in parts if now >= part.request.deadline}:
-            seconds = round(request.deadline - request.arrived, 3)
-            late = PredictionTimeout(request.model.name, seconds, request.limit)
-            self._refuse(request, Abandoned() if request.limit is None else late)
+            self._refuse(request, request.too_late())
         return [part for part in parts if not part.request.is_over]
-
-    def _may_another(self) -> bool:
-        """Whether nothing is being computed next to which nothing else may be."""
-        return all(len(self._running) < batch.parallel for batch in self._running)
 
     def _computed(self, batch: Batch, future: asyncio.Future[tuple[list[Any], int]]) -> None:
         results, executions = future.result()
@@ -193,9 +187,7 @@ class Scheduler:
         self._running.remove(batch)
         for place in batch.places:
             self._notes.erase(place)
-        self.statistics.compute_duration += time.monotonic() - batch.since
-        self.statistics.execution_count += executions
-        self.statistics.inference_count += batch.inferences
+        self.statistics.count_batch(time.monotonic() - batch.since, executions, batch.inferences)
 
     def _answer(self, parts: Sequence[Part[Request]], results: list[Any]) -> None:
         for part, result in zip(parts, results, strict=True):
@@ -204,7 +196,7 @@ class Scheduler:
                 continue
             try:
                 if isinstance(result, Call):
-                    request.call = result
+                    request.prepared(result)
                     self._enqueue(request)
                 else:
                     self._deliver(part, result)

@@ -29,6 +29,17 @@ class Statistics:
             setattr(statistics, name, type(default)(number))
         return statistics
 
+    def count_start(self, waited: float) -> None:
+        """The first part of a request is computed, for which it has waited so many seconds."""
+        self.queue_count += 1
+        self.queue_duration += waited
+
+    def count_batch(self, seconds: float, executions: int, inferences: int) -> None:
+        """A batch took so many seconds, calls and rows."""
+        self.compute_duration += seconds
+        self.execution_count += executions
+        self.inference_count += inferences
+
     def __str__(self) -> str:
         return (
             f"{self.request_success + self.request_failure} requests, {self.request_failure} of them failed; "
