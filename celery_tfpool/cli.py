@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from celery.bin import worker as celery_worker
 from celery.bin.base import CeleryCommand, CeleryOption
 from celery.utils.imports import cwd_in_path
 from celery.utils.log import get_logger
 
+from . import _celery
 from .errors import ModelLoadError, TFPoolError
 from .settings import ENVIRONMENT_VARIABLE
 
@@ -61,11 +61,10 @@ def _without_traceback(callback: Callable[..., Any]) -> Callable[..., Any]:
 
 def extend_worker_command() -> None:
     """Teach ``celery worker`` our pool's name and option."""
-    pools = celery_worker.WORKERS_POOL
+    command, pools = _celery.worker_command()
     if POOL in pools.choices:
         return
     pools.choices = (*pools.choices, POOL)
-    command = celery_worker.worker
     command.params.append(
         CeleryOption(
             ["--tf-model-path"],

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
+import logging
 import mmap
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 #: So many children in a row that end before they are ready stop the worker.
 MAX_FAILED_STARTS = 3
@@ -137,3 +141,28 @@ class CrashLoop:
         """Count one end; whether it is time to give up."""
         self.failed = 0 if ready else self.failed + 1
         return self.failed >= self.limit
+
+
+def missing_names(names: Mapping[str, str]) -> list[str]:
+    """Which of ``names`` (module → its names, between blanks) are not there any more, as ``module.name``."""
+    missing = []
+    for module, several in names.items():
+        for name in several.split():
+            try:
+                found: Any = importlib.import_module(module)
+                for part in name.split("."):
+                    found = getattr(found, part)
+            except (ImportError, AttributeError):
+                missing.append(f"{module}.{name}")
+    return missing
+
+
+def say_what_is_gone(names: Sequence[str], of: str) -> None:
+    """Warn, in one line, of private names that this version of ``of`` does not have."""
+    if names:
+        logger.warning(
+            "this version of %s has no %s any more, which celery_tfpool uses: expect failures, and take one of the "
+            "versions that its README names",
+            of,
+            ", ".join(names),
+        )

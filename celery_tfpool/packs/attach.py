@@ -1,11 +1,6 @@
 """Call a pack in this process: map its weights, and no Keras model is built.
 
 The weights are mapped copy-on-write and given to TensorFlow as they are.
-
-Private names used, because there is no public way: ``context.add_function_def``
-and ``context.call_function`` of TensorFlow, which its own compiled functions
-go through (importing the graph the public way takes ten times as long), and
-``context.anonymous_name``, with which it makes its own variables.
 """
 
 from __future__ import annotations
@@ -15,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import _tensorflow
 from ..runners.location import BadSource
 from ..runners.protocol import Compiled, Runner
 from .manifest import GRAPH, DamagedPack, Manifest, Weight, made_elsewhere, read_manifest
@@ -57,7 +53,6 @@ def attach(folder: str) -> tuple[Manifest, Compiled]:
         Exception: whatever TensorFlow says of a graph that it cannot run.
     """
     import tensorflow as tf
-    from tensorflow.python.eager import context
 
     manifest = read_manifest(folder)
     for name, facts in manifest.files.items():
@@ -65,17 +60,13 @@ def attach(folder: str) -> tuple[Manifest, Compiled]:
         if size != facts["bytes"]:
             raise DamagedPack(f"{name} has {size} bytes instead of {facts['bytes']}")
     graph_def = _read_graph(folder)
-    runtime_context = context.context()
-    for function in graph_def.library.function:
-        if not runtime_context.has_function(function.signature.name):
-            runtime_context.add_function_def(function)
-    captured = [_given_to_tensorflow(folder, weight, context.anonymous_name()) for weight in manifest.weights]
+    _tensorflow.add_functions(graph_def)
+    captured = [_given_to_tensorflow(folder, weight) for weight in manifest.weights]
     specs = tf.nest.map_structure(lambda output: tf.TensorSpec(output.shape, output.dtype), manifest.outputs)
-    number, function_name = len(tf.nest.flatten(specs)), manifest.function.encode()
+    function_call = _tensorflow.function_call(manifest.function, len(tf.nest.flatten(specs)))
 
     def call(*values: Any) -> Any:
-        flat = context.context().call_function(function_name, [*values, *captured], number)
-        return tf.nest.pack_sequence_as(specs, flat)
+        return tf.nest.pack_sequence_as(specs, function_call([*values, *captured]))
 
     return manifest, Compiled(call, specs, lambda: _read_graph(folder))
 
@@ -131,15 +122,15 @@ def _copied(folder: str, weight: Weight) -> Any:
 
 
 def _read_graph(folder: str) -> Any:
-    from tensorflow.core.framework import graph_pb2
+    import tensorflow as tf
 
-    graph_def = graph_pb2.GraphDef()
+    graph_def = tf.compat.v1.GraphDef()
     with open(os.path.join(folder, GRAPH), "rb") as file:
         graph_def.ParseFromString(file.read())
     return graph_def
 
 
-def _given_to_tensorflow(folder: str, weight: Weight, anonymous_name: str) -> Any:
+def _given_to_tensorflow(folder: str, weight: Weight) -> Any:
     """The weight as a tensor on the mapped pages; a variable as the handle of one that holds that tensor."""
     import tensorflow as tf
 
@@ -152,6 +143,7 @@ def _given_to_tensorflow(folder: str, weight: Weight, anonymous_name: str) -> An
         tensor = tf.bitcast(tensor, weight.dtype)
     if not weight.variable:
         return tensor
-    handle = tf.raw_ops.VarHandleOp(dtype=tensor.dtype, shape=tensor.shape, shared_name=anonymous_name)
+    name = _tensorflow.anonymous_name()
+    handle = tf.raw_ops.VarHandleOp(dtype=tensor.dtype, shape=tensor.shape, shared_name=name)
     tf.raw_ops.AssignVariableOp(resource=handle, value=tensor)
     return handle

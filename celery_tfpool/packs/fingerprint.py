@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ..runners.culprit import is_own_code
 
@@ -90,7 +91,7 @@ def _stamps(path: str) -> tuple[tuple[str, int, int, int, int], ...]:
     return tuple(found)
 
 
-def _add(digest: hashlib._Hash, name: str) -> None:
+def _add(digest: Any, name: str) -> None:
     with open(name, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

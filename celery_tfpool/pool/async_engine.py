@@ -1,28 +1,24 @@
-"""The pool for brokers with an event loop (Redis, AMQP): Celery's own, watched.
-
-Private names used, because there is no public way: ``_event_process_exit`` of
-Celery's pool.
-"""
+"""The pool for brokers with an event loop (Redis, AMQP): Celery's own, watched."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import billiard.pool
 from celery.concurrency import asynpool
 
+from .._celery import AsyncPoolNames
 from .child_main import AsyncWorker
 from .watched import Watched
 
 
-class TFAsynPool(Watched, asynpool.AsynPool):  # type: ignore[misc]
+class TFAsynPool(Watched, AsyncPoolNames, asynpool.AsynPool):  # type: ignore[misc]
     """The engine for brokers with an event loop."""
 
     child_class = AsyncWorker
 
-    def _event_process_exit(self, hub: Any, proc: Any, looks: int = 100) -> None:
+    def on_process_exit(self, hub: Any, process: Any, looks: int = 100) -> None:
         # A process closes its files an instant before it can be waited for.  The original looks once, and the next
         # look is that of a timer of 5 s.
-        super()._event_process_exit(hub, proc)
-        if proc in self._pool and looks and self._state == billiard.pool.RUN:
-            hub.call_later(0.02, self._event_process_exit, hub, proc, looks - 1)
+        super().on_process_exit(hub, process)
+        if process in self.processes and looks and self.is_running:
+            hub.call_later(0.02, self.on_process_exit, hub, process, looks - 1)

@@ -6,10 +6,6 @@ Celery's children ask the kernel to be killed when their parent ends
 (``PR_SET_PDEATHSIG``), and to the kernel the parent is the *thread* that
 forked.  Otherwise that is the supervisor's or the autoscaler's, which end at a
 warm shutdown before running tasks are awaited.
-
-Private names used, because there is no public way: ``_create_worker_process``,
-``_setup_queues`` and ``_help_stuff_finish`` of billiard's pool, ``_rlock``,
-``_wlock``, ``_reader`` and ``_writer`` of its queue.
 """
 
 from __future__ import annotations
@@ -25,6 +21,7 @@ from typing import Any
 import billiard.pool
 from billiard.queues import SimpleQueue
 
+from .._celery import BlockingPoolNames, PipeNames, is_alive
 from ..processes import GRACE
 from . import fork_guard
 from .child_main import BlockingWorker
@@ -32,7 +29,7 @@ from .child_rules import ChildState
 from .watched import Watched
 
 
-class TFBlockingPool(Watched, billiard.pool.Pool):  # type: ignore[misc]
+class TFBlockingPool(Watched, BlockingPoolNames, billiard.pool.Pool):  # type: ignore[misc]
     """The engine for all other brokers."""
 
     child_class = BlockingWorker
@@ -41,17 +38,17 @@ class TFBlockingPool(Watched, billiard.pool.Pool):  # type: ignore[misc]
         self._starter = LastingThread("child-starter")
         super().__init__(*args, **kwargs)
 
-    def _create_worker_process(self, i: int) -> Any:
+    def create_child(self, slot: int) -> Any:
         if threading.current_thread() is threading.main_thread():
-            return super()._create_worker_process(i)
-        return self._starter.call(super()._create_worker_process, i)
+            return super().create_child(slot)
+        return self._starter.call(super().create_child, slot)
 
     def join(self) -> None:
-        while self._task_handler.is_alive():  # perhaps it writes a task larger than the pipe
-            self._task_handler.join(1.0)
+        while self.task_handler.is_alive():  # perhaps it writes a task larger than the pipe
+            self.task_handler.join(1.0)
             self._kill_overdue()
-            if not any(process._is_alive() for process in self._pool):
-                self._inqueue.discard()
+            if not any(is_alive(process) for process in self.processes):
+                self.tasks.discard()
         super().join()
         self._starter.stop()
 
@@ -59,37 +56,32 @@ class TFBlockingPool(Watched, billiard.pool.Pool):  # type: ignore[misc]
         super().terminate()
         self._starter.stop()
 
-    def _setup_queues(self) -> None:
-        super()._setup_queues()
-        # The methods that super() made read these attributes when they are called.
-        for name in ("_inqueue", "_outqueue"):
-            getattr(self, name).close()
-            setattr(self, name, CrashSafeQueue(ctx=self._ctx))
-        self._quick_put = self._inqueue._writer.send
-        self._quick_get = self._outqueue._reader.recv
+    def set_up_queues(self) -> None:
+        super().set_up_queues()
+        self.replace_queues(lambda context: CrashSafeQueue(ctx=context))
 
     def _can_change_to_spawn(self) -> bool:
         # The locks of the shared pipes were made for fork, and children have them.
-        return fork_guard.can_spawn() and not self._pool
+        return fork_guard.can_spawn() and not self.processes
 
     def _on_child_end(self, state: ChildState | None, process: Any) -> None:
-        for pipe in (self._inqueue, self._outqueue):
+        for pipe in (self.tasks, self.results):
             pipe.release_of(process.pid)
         super()._on_child_end(state, process)
 
     @staticmethod
-    def _help_stuff_finish(inqueue: Any, task_handler: Any, pool: Any) -> None:
+    def finish_tasks(inqueue: Any, task_handler: Any, pool: Any) -> None:
         # The original takes the reader's lock, which an idle child holds, to
         # empty the pipe for a task handler that is stuck writing to it.
         task_handler.join(GRACE)
         if task_handler.is_alive():
             for process in pool:
-                if not process._is_alive():
+                if not is_alive(process):
                     inqueue.release_of(process.pid)
-            billiard.pool.Pool._help_stuff_finish(inqueue, task_handler, pool)
+            BlockingPoolNames.finish_tasks(inqueue, task_handler, pool)
 
 
-class CrashSafeQueue(SimpleQueue):  # type: ignore[misc]
+class CrashSafeQueue(PipeNames, SimpleQueue):  # type: ignore[misc]
     """A pipe that children share, which stays usable when one of them is killed while it holds a lock.
 
     An idle child always holds the reader's lock.  In billiard its death locks
@@ -109,25 +101,24 @@ class CrashSafeQueue(SimpleQueue):  # type: ignore[misc]
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state[0])
-        self._poll = self._reader.poll
         self._share(state[1])
 
     def get_payload(self) -> Any:
-        with self._rlock, _held(self._reading):
-            return self._reader.recv_bytes()
+        with self.locks[0], _held(self._reading):
+            return self.reader.recv_bytes()
 
     def send_payload(self, value: Any) -> None:
-        with self._wlock, _held(self._writing):
-            self._writer.send_bytes(value)
+        with self.locks[1], _held(self._writing):
+            self.writer.send_bytes(value)
 
     def discard(self) -> None:
         """Read away what is in the pipe, or comes within 0.1 s, whole or not; for when nobody is left to read it."""
-        while self._reader.poll(0.1):
-            os.read(self._reader.fileno(), 1 << 16)
+        while self.reader.poll(0.1):
+            os.read(self.reader.fileno(), 1 << 16)
 
     def release_of(self, pid: int) -> None:
         """Release what the process ``pid``, which is dead, held."""
-        for holder, lock in zip(self._holders, (self._rlock, self._wlock), strict=True):
+        for holder, lock in zip(self._holders, self.locks, strict=True):
             if holder.value == pid:
                 holder.value = 0
                 lock.release()

@@ -3,8 +3,6 @@
 In a pool child `prepare` comes first, before any code of the user's.  In any
 other process (a shell, a test, ``-P threads``) nothing prepares it, and
 `get_model` loads in place, from the current app's settings.
-
-Private names used, because there is no public way: ``_get_active_apps`` of Celery.
 """
 
 from __future__ import annotations
@@ -22,8 +20,9 @@ from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.pool import SIG_SOFT_TIMEOUT
-from celery import _state, current_app
+from celery import current_app
 
+from .._celery import known_apps
 from ..errors import ModelLoadError
 from ..models.handle import Handle, Models
 from ..models.lazy_model import LazyModel
@@ -85,7 +84,7 @@ def _settings_of_app() -> Settings:
     """Those of the current app; in a thread that has none, of the only app that has models."""
     settings = read(current_app.conf, os.environ)
     if not settings.model_path and current_app.main == "default":  # Celery's fallback
-        others = [app for app in _state._get_active_apps() if app.conf.get("tf_model_path")]
+        others = [app for app in known_apps() if app.conf.get("tf_model_path")]
         if len(others) == 1:
             return read(others[0].conf, os.environ)
     return settings

@@ -1,8 +1,4 @@
-"""The program that a pool child runs: billiard's, prepared before the user's code and loaded after it.
-
-Private names used, because there is no public way: ``_make_protected_receive``
-and ``mem_rss`` of billiard's pool.
-"""
+"""The program that a pool child runs: billiard's, prepared before the user's code and loaded after it."""
 
 from __future__ import annotations
 
@@ -18,6 +14,7 @@ from celery.platforms import EX_FAILURE
 from celery.utils.log import get_logger
 
 from .. import processes
+from .._celery import ChildNames, judge_memory_by
 from ..errors import ModelLoadError
 from . import child
 from .plan import Plan
@@ -28,7 +25,7 @@ logger = get_logger(__name__)
 CHILD_STATUS = 87
 
 
-class Worker:
+class Worker(ChildNames):
     """Mixin of both engines' Worker, the program that a child runs."""
 
     plan: Plan = Plan()
@@ -42,7 +39,7 @@ class Worker:
         _show_where_aborted()
         child.prepare(self.plan)
         if self.max_memory_per_child:  # type: ignore[attr-defined]
-            billiard.pool.mem_rss = private_memory
+            judge_memory_by(private_memory)
         super().after_fork()  # type: ignore[misc]
         _show_where_aborted()  # billiard has set signal handlers of its own
         try:
@@ -58,15 +55,9 @@ class Worker:
     def _report(self, facts: dict[str, Any]) -> None:
         self.outq.put((CHILD_STATUS, (os.getpid(), facts)))  # type: ignore[attr-defined]
 
-    def _make_protected_receive(self, conn: Any) -> Any:
-        receive = super()._make_protected_receive(conn)  # type: ignore[misc]
-
-        def receive_unless_retired(*args: Any, **kwargs: Any) -> Any:
-            if child.must_retire():
-                raise SystemExit(0)
-            return receive(*args, **kwargs)
-
-        return receive_unless_retired
+    def before_task(self) -> None:
+        if child.must_retire():
+            raise SystemExit(0)
 
 
 def _show_where_aborted() -> None:

@@ -33,13 +33,16 @@ def of_current_task() -> Limits:
 
     One that has passed already says nothing: the task runs all the same.
     """
-    task = current_task._get_current_object() if current_task else None
-    if task is None or task.request.called_directly:
+    if not current_task or current_task.request.called_directly:
         return Limits()
     now = time.monotonic()
-    hard, soft = task.request.timelimit or (None, None)
-    started = _started.get(task.request.id, now)
-    ends = [started + seconds for seconds in (soft or task.soft_time_limit, hard or task.time_limit) if seconds]
-    expires = maybe_iso8601(task.request.expires)
+    hard, soft = current_task.request.timelimit or (None, None)
+    started = _started.get(current_task.request.id, now)
+    ends = [
+        started + seconds
+        for seconds in (soft or current_task.soft_time_limit, hard or current_task.time_limit)
+        if seconds
+    ]
+    expires = maybe_iso8601(current_task.request.expires)
     expired = now + expires.timestamp() - time.time() if expires else 0.0
     return Limits(min((end for end in ends if end > now), default=None), expired if expired > now else None)

@@ -19,7 +19,6 @@ from dataclasses import replace
 from typing import Any
 
 import celery
-from billiard.util import get_pdeathsig
 from celery.concurrency.prefork import TaskPool
 from celery.exceptions import WorkerShutdown
 from celery.platforms import EX_FAILURE
@@ -28,6 +27,7 @@ from celery.worker import WorkController
 from celery.worker import state as worker_state
 
 from .. import processes
+from .._celery import bring_cffi, engine_of
 from ..errors import ForkGuardError
 from ..packs import cache
 from ..packs.build import Packing
@@ -75,10 +75,9 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
             logger.critical("%s", exc)
             raise WorkerShutdown(EX_FAILURE) from exc
         self._start_predictors()
-        # Each child calls billiard's set_pdeathsig, which imports a C parser where cffi is installed: 50 ms and 4 MB.
-        # Its harmless twin brings that here, once.
+        # A C parser, where cffi is installed: 50 ms and 4 MB in each child.
         with contextlib.suppress(OSError):
-            get_pdeathsig()
+            bring_cffi()
         # What is there now stays for all children and predictors: the collector would write to the pages of each
         # object it looks at, and so copy them, in each of these processes.
         gc.collect()
@@ -109,7 +108,7 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
             return
         self.supervisor = Supervisor(
             [has for has in assign(models, settings.predictors) if has],
-            job=self._job,
+            job=self._job_of,
             give_up=self._give_up,
             startup_timeout=self.plan.startup_timeout,
             preload=self.preload,
@@ -124,7 +123,7 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
         if settings.preimport and any(facts["only_here"] for _, facts in predictors.models.values()):
             preimport()  # some model turned out to be loaded by children
 
-    def _job(self, index: int, models: tuple[ModelPath, ...], folder: str) -> Job:
+    def _job_of(self, index: int, models: tuple[ModelPath, ...], folder: str) -> Job:
         intra_op, inter_op = self.predictor_threads
         pid = os.getpid()
         return Job(
@@ -191,7 +190,7 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
 
     def children(self) -> list[dict[str, Any]]:
         """Of each child: slot, pid, whether it is ready, its models and its memory in bytes; JSON-friendly."""
-        known = getattr(self._pool, "children", {})
+        known = getattr(engine_of(self), "children", {})
         return [
             {
                 "slot": state.slot,

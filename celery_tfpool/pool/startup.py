@@ -16,11 +16,13 @@ from celery import bootsteps
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 
+from .. import _celery, _tensorflow
 from ..errors import SettingsError
 from ..packs import build, fingerprint, manifest
 from ..packs.build import Packing
 from ..packs.cache import CacheUnusable, PackCache, default_folder
 from ..packs.fingerprint import Content
+from ..processes import say_what_is_gone
 from ..runners import location, tf_state
 from ..runners.location import Kind
 from ..settings import Settings, check
@@ -50,10 +52,12 @@ class Models(bootsteps.StartStopStep):  # type: ignore[misc]
             logger.warning("celery_tfpool is made for Linux and not tested on %s", sys.platform)
         settings = check(w.app.conf, os.environ, namespace=w.app.namespace or "")
         check_models(settings)
+        say_what_is_gone(_celery.gone(), "Celery")
         # A task may change the working directory, and replaced children load again.
         settings = replace(settings, model_path=tuple(map(absolute, settings.model_path)))
         if settings.preimport and settings.model_path and not all_predicted_elsewhere(settings):
             preimport()
+            say_what_is_gone(_tensorflow.gone(), "TensorFlow")
         w.pool.plan = plan(
             settings,
             processes=w.max_concurrency or w.concurrency,
@@ -67,8 +71,7 @@ class Models(bootsteps.StartStopStep):  # type: ignore[misc]
             packs = tuple((done.name, done.folder) for done in w.pool.packings if done.folder)
             w.pool.plan = replace(w.pool.plan, packs=packs)
         w.pool.plan = replace(w.pool.plan, contents=contents(settings, w.pool.packings))
-        if hasattr(w, "extra_info"):  # the banner of `celery worker`, which has no public way to add to
-            original = w.extra_info
+        if original := getattr(w, "extra_info", None):  # the banner of `celery worker`
             w.extra_info = lambda: (original() or "") + banner(w.pool)
 
     def info(self, w: Any) -> dict[str, Any]:

@@ -3,10 +3,6 @@
 Worker main knows of each child whether it became ready and since when it loads,
 kills one that is stuck, asks the fork guard before each fork, and ends a crash
 loop.
-
-Private names used, because there is no public way: ``_create_worker_process``
-and ``_join_exited_workers`` of billiard's pool, and ``state_handlers`` of its
-result handler.
 """
 
 from __future__ import annotations
@@ -17,13 +13,12 @@ import signal
 import time
 from typing import Any
 
-import billiard
-import billiard.pool
 from billiard.common import human_status
 from celery.platforms import EX_FAILURE
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 
+from .._celery import PoolNames, has_started, is_wanted_end
 from ..errors import ForkGuardError
 from ..processes import GRACE, MAX_FAILED_STARTS, CrashLoop
 from . import fork_guard
@@ -34,7 +29,7 @@ from .plan import Plan
 logger = get_logger(__name__)
 
 
-class Watched:
+class Watched(PoolNames):
     """Mixin of both engines: follows each child, replaces a stuck one, ends a crash loop."""
 
     child_class: type[Worker]
@@ -72,9 +67,9 @@ class Watched:
     def _end_unready(self) -> None:
         """Kill the children that do not end by themselves because they hang in their start; they have no task."""
         deadline = time.monotonic() + GRACE
-        for process in list(self._pool):  # type: ignore[attr-defined]
+        for process in list(self.processes):
             state = self.children.get(process.pid)
-            if process._popen is None or (state and state.ready):
+            if not has_started(process) or (state and state.ready):
                 continue
             process.join(max(0.0, deadline - time.monotonic()))
             if process.exitcode is None:
@@ -99,13 +94,13 @@ class Watched:
         if facts.get("ready"):
             self._crash_loop.ended(ready=True)
 
-    def _create_worker_process(self, i: int) -> Any:
+    def create_child(self, slot: int) -> Any:
         if not self._may_start():
             return None
         self._starting = True
         try:
-            process = super()._create_worker_process(i)  # type: ignore[misc]
-            self.children.setdefault(process.pid, ChildState(slot=i, started=time.monotonic())).slot = i
+            process = super().create_child(slot)
+            self.children.setdefault(process.pid, ChildState(slot=slot, started=time.monotonic())).slot = slot
         finally:
             self._starting = False
         for pid in [pid for pid, state in list(self.children.items()) if state.slot < 0]:
@@ -116,7 +111,7 @@ class Watched:
         """Whether a child may be started now, by the method in use or, if need be, by spawn."""
         if self._stopping:
             return False
-        if self._ctx.get_start_method() != "fork":  # type: ignore[has-type]
+        if self.start_method != "fork":
             return True
         try:
             method = fork_guard.start_method(
@@ -128,36 +123,32 @@ class Watched:
             self._stop_worker(str(exc))
             return False
         if method == "spawn":
-            os.environ["FORKED_BY_MULTIPROCESSING"] = "1"  # as Celery does for its own spawn
-            billiard.set_start_method("spawn", force=True)
-            self._ctx = billiard.get_context("spawn")
-            self._Process = self._ctx.Process
+            self.spawn_from_now_on()
         return True
 
     def _can_change_to_spawn(self) -> bool:
         return fork_guard.can_spawn()
 
-    def _join_exited_workers(self, shutdown: bool = False) -> Any:
+    def join_ended(self, shutdown: bool) -> Any:
         self._kill_overdue()
-        before = {process.pid: process for process in self._pool}  # type: ignore[attr-defined]
+        before = {process.pid: process for process in self.processes}
         try:
-            return super()._join_exited_workers(shutdown)  # type: ignore[misc]
+            return super().join_ended(shutdown)
         finally:
-            for process in self._pool:  # type: ignore[attr-defined]
+            for process in self.processes:
                 before.pop(process.pid, None)
             for pid, process in before.items():
                 self._on_child_end(self.children.pop(pid, None), process)
 
     def did_start_ok(self) -> bool:
         """True: a child that failed to start is replaced, or ends the worker with a reason, as later ones are."""
-        self._join_exited_workers()
+        self.join_ended(shutdown=False)
         return True
 
     def _on_child_end(self, state: ChildState | None, process: Any) -> None:
-        if state is None or self._state != billiard.pool.RUN:  # type: ignore[attr-defined]
+        if state is None or not self.is_running:
             return
-        wanted = getattr(process, "_controlled_termination", False)
-        if wanted or not self._crash_loop.ended(state.ready):
+        if is_wanted_end(process) or not self._crash_loop.ended(state.ready):
             return
         self._stop_worker(
             f"{self._crash_loop.failed} children in a row ended before they were ready; the last one (slot "
@@ -168,9 +159,9 @@ class Watched:
 
     def _kill_overdue(self) -> None:
         now, timeout = time.monotonic(), self.plan.startup_timeout
-        if self._state != billiard.pool.RUN and self._closing_since is None:  # type: ignore[attr-defined]
+        if not self.is_running and self._closing_since is None:
             self._closing_since = now
-        for process in list(self._pool):  # type: ignore[attr-defined]
+        for process in list(self.processes):
             state = self.children.get(process.pid)
             if state and state.unwanted(now, self._closing_since):
                 self._kill_unready(process.pid, state)

@@ -24,6 +24,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from .. import _tensorflow
+
 #: Messages of TensorFlow's, which has no types for them.
 GraphDef: TypeAlias = Any
 NodeDef: TypeAlias = Any
@@ -37,27 +39,12 @@ def fold(graph_def: GraphDef, fetches: Sequence[str]) -> GraphDef:
     """
     if not any(node.op == "DepthwiseConv2dNative" for node in graph_def.node):
         return graph_def
-    graph_def = _with_constants_computed(graph_def, fetches)
+    graph_def = _tensorflow.with_constants_computed(graph_def, fetches)  # a scale and an offset each
     graph = _Graph(graph_def, fetches)
     for node in list(graph_def.node):
         if node.op == "DepthwiseConv2dNative" and node.attr["data_format"].s in (b"", b"NHWC"):
             graph.fold(node)
     return graph_def
-
-
-def _with_constants_computed(graph_def: GraphDef, fetches: Sequence[str]) -> GraphDef:
-    """So that scale and offset of a batch normalisation are a constant each; by TensorFlow's optimiser."""
-    import tensorflow as tf
-    from tensorflow.core.protobuf import config_pb2
-    from tensorflow.python.grappler import tf_optimizer
-
-    config = config_pb2.ConfigProto()
-    config.graph_options.rewrite_options.optimizers.append("constfold")
-    with tf.Graph().as_default() as graph:
-        tf.graph_util.import_graph_def(graph_def, name="")
-        meta_graph = tf.compat.v1.train.export_meta_graph(graph_def=graph_def, graph=graph)
-    meta_graph.collection_def["train_op"].node_list.value.extend(fetches)
-    return tf_optimizer.OptimizeGraph(config, meta_graph)
 
 
 class _Graph:

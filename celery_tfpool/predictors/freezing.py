@@ -12,11 +12,6 @@ out once (``shared/experiments/freeze_gain.py``); small and recurrent models
 gain what their operations took to be handed from thread to thread, which on
 busy cores is more than they compute.  Each process then has a copy of its own,
 so this is for the few that predict for all: predictors.
-
-Private names used, because there is no public way: of TensorFlow
-``convert_variables_to_constants_v2``, the configuration of its eager context,
-``Session._make_callable_from_options``, and the environment variable
-``TF_OVERRIDE_GLOBAL_THREADPOOL`` (`runtime.threads_per_session`).
 """
 
 from __future__ import annotations
@@ -28,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import _tensorflow
 from ..packs.attach import concrete
 from ..runners.protocol import CannotPack, Compiled, GraphDefOf, Runner
 from . import folding
@@ -70,27 +66,8 @@ class Frozen:
 
     def call(self, threads: int) -> Compiled:
         """A call like that of the model, whose operations share so many threads of its own."""
-        return SessionCall(self._in_session(threads), self.outputs, self.graph_def)
-
-    def _in_session(self, threads: int) -> Callable[..., list[Any]]:
-        """A session's call of this graph."""
-        import tensorflow as tf
-        from tensorflow.core.protobuf import config_pb2
-        from tensorflow.python.eager import context
-
-        config = tf.compat.v1.ConfigProto()
-        config.CopyFrom(context.context().config)
-        config.inter_op_parallelism_threads = -1  # the thread that calls, and no other
-        config.intra_op_parallelism_threads = threads
-        config.experimental.optimize_for_static_graph = True  # and let go of what is needed to change it
-        config.experimental.disable_output_partition_graphs = True
-        options = config_pb2.CallableOptions(feed=self.feeds, fetch=self.fetches)
-        with tf.Graph().as_default() as graph:
-            tf.graph_util.import_graph_def(self.graph, name="")
-            session = tf.compat.v1.Session(graph=graph, config=config)
-            # `Session.make_callable` takes ten times as long for a call that is fed.
-            call: Callable[..., list[Any]] = session._make_callable_from_options(options)
-        return call
+        function = _tensorflow.session_call(self.graph, self.feeds, self.fetches, threads)
+        return SessionCall(function, self.outputs, self.graph_def)
 
 
 def frozen(runner: Runner) -> Frozen | None:
@@ -100,7 +77,6 @@ def frozen(runner: Runner) -> Frozen | None:
         Exception: whatever TensorFlow says of a graph that it cannot convert.
     """
     import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     try:
         compiled = runner.compiled() if runner.pack_folder else runner.single_call()[1]
@@ -115,7 +91,7 @@ def frozen(runner: Runner) -> Frozen | None:
         function, outputs, _variables = concrete(runner.pack_folder)
     else:
         function, outputs = compiled.function, compiled.outputs
-    function = convert_variables_to_constants_v2(function)
+    function = _tensorflow.with_constants(function)
     flat = tf.nest.flatten(outputs, expand_composites=True)
     if len(function.inputs) != len(runner.inputs) or len(function.outputs) != len(flat):
         return None  # it needs more than its inputs and constants

@@ -35,7 +35,7 @@ from multiprocessing.connection import Connection
 from socket import socket
 from typing import Any, NoReturn
 
-from .. import processes
+from .. import _tensorflow, processes
 from ..errors import TFPoolError
 from ..models.handle import Models
 from ..packs.fingerprint import Content
@@ -94,7 +94,7 @@ def main(job: Job, listener: socket, link: Connection) -> None:
     os.environ.clear()
     os.environ.update(job.environ)
     tf_state.limit_threads(intra_op=job.intra_op, inter_op=job.inter_op, explicit=True)
-    tf_state.threads_per_session()
+    _tensorflow.threads_per_session()
     try:
         asyncio.run(_serve(job, listener, link))
     finally:
@@ -135,6 +135,7 @@ def _load(job: Job, computing: ThreadPoolExecutor) -> dict[str, ServedModel]:
     """
     if job.prepare is not None:
         job.prepare()
+    processes.say_what_is_gone(_tensorflow.gone(), "TensorFlow")
     models = Models(job.models, safe_mode=job.settings.safe_mode, packs=dict(job.packs), contents=dict(job.contents))
     served = {}
     budget = _WARMING_UP * job.settings.startup_timeout / len(job.models)

@@ -21,9 +21,9 @@ _MANY = 8
 
 def precision_of(compiled: Compiled) -> float:
     """The relative error of the coarsest floats that a graph computes with."""
-    from tensorflow.core.framework import types_pb2
+    import tensorflow as tf
 
-    names = {types_pb2.DT_HALF: "float16", types_pb2.DT_BFLOAT16: "bfloat16", types_pb2.DT_FLOAT: "float32"}
+    names = {tf.as_dtype(name).as_datatype_enum: name for name in ("float16", "bfloat16", "float32")}
     graph_def = compiled.graph_def()
     nodes = [*graph_def.node, *(node for function in graph_def.library.function for node in function.node_def)]
     types = {value.type for node in nodes for value in node.attr.values()}

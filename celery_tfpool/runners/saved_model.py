@@ -10,6 +10,7 @@ import os
 import tempfile
 from typing import Any
 
+from .. import _tensorflow
 from . import location
 from .inputs import Named
 from .protocol import Compiled, Runner
@@ -58,7 +59,6 @@ def _load(path: str) -> Any:
     description without them. Its weights are not copied.
     """
     import tensorflow as tf
-    from tensorflow.core.protobuf import saved_model_pb2
 
     try:
         return tf.saved_model.load(path)
@@ -67,7 +67,7 @@ def _load(path: str) -> Any:
         if not os.path.exists(written):  # as text, which Keras never does
             raise
         with open(written, "rb") as file:
-            description = saved_model_pb2.SavedModel.FromString(file.read())
+            description = _tensorflow.saved_model_description(file.read())
         nodes = [node for graph in description.meta_graphs for node in graph.object_graph_def.nodes]
         if not any(node.slot_variables for node in nodes):
             raise

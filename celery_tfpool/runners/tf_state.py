@@ -3,11 +3,6 @@
 A process may *import* TensorFlow and still fork safely; once it is
 *initialised* (the first tensor, layer or session starts native thread pools)
 a forked child waits for ever.  Nothing here initialises it.
-
-TensorFlow has no public way to ask whether it is initialised, so the
-private names that tell are used here and nowhere else:
-``tensorflow.python.eager.context`` (``_context``, ``Context.ensure_initialized``)
-and ``tensorflow.python.client.session`` (``BaseSession``).
 """
 
 from __future__ import annotations
@@ -25,9 +20,9 @@ from typing import Any
 
 import wrapt
 
+from .. import _tensorflow
 from .culprit import blame, search_modules
 
-_CONTEXT = "tensorflow.python.eager.context"
 _DISTRIBUTIONS = (
     "tensorflow",
     "tensorflow-cpu",
@@ -55,13 +50,14 @@ def evidence() -> str:
     """What shows that TensorFlow runs in this process; empty when nothing does."""
     if "tensorflow" not in sys.modules:
         return ""
-    module = sys.modules.get(_CONTEXT)
-    context = getattr(module, "_context", None)
-    devices = getattr(context, "_physical_devices", None) or ()
+    try:
+        has_context, device_types = _tensorflow.context_state()
+    except LookupError as exc:  # what cannot be known is not taken for harmless
+        return f"a version of TensorFlow whose state cannot be read: it has no {exc.args[0]}"
     return judge(
-        has_context=getattr(context, "_context_handle", None) is not None,
+        has_context=has_context,
         thread_names=_native_threads(),
-        device_types=[device.device_type for device in devices],
+        device_types=device_types,
         was_seen=_initialised_at is not None,
     )
 
@@ -121,9 +117,15 @@ def inherited_from() -> int | None:
 
 def _note_fork() -> None:
     global _inherited_from
-    context = getattr(sys.modules.get(_CONTEXT), "_context", None)
-    if _inherited_from or _initialised_at or getattr(context, "_context_handle", None) is not None:
+    if _inherited_from or _initialised_at or _has_context():
         _inherited_from = os.getppid()
+
+
+def _has_context() -> bool:
+    try:
+        return _tensorflow.context_state()[0]
+    except LookupError:
+        return False
 
 
 os.register_at_fork(after_in_child=_note_fork)
@@ -134,16 +136,15 @@ os.register_at_fork(after_in_child=_note_fork)
 
 def watch() -> None:
     """From now on remember the line that initialises TensorFlow in this process."""
-    for module, owner, method in (
-        (_CONTEXT, "Context", "ensure_initialized"),
-        ("tensorflow.python.client.session", "BaseSession", "__init__"),  # TensorFlow 1's way
-    ):
+    for module, owner, method in _tensorflow.first_calls():
         wrapt.register_post_import_hook(functools.partial(_watch_first_call, owner=owner, method=method), module)
 
 
 def _watch_first_call(module: ModuleType, *, owner: str, method: str) -> None:
-    target: Any = getattr(module, owner)
-    original = getattr(target, method)
+    target: Any = getattr(module, owner, None)
+    original = getattr(target, method, None)
+    if original is None:  # `_tensorflow.gone` says so
+        return
 
     @functools.wraps(original)
     def first_call(*args: Any, **kwargs: Any) -> Any:
@@ -187,14 +188,6 @@ def limit_threads(*, intra_op: int, inter_op: int, explicit: bool) -> None:
             options.set_inter_op_parallelism_threads(inter_op)
 
     wrapt.register_post_import_hook(apply, "tensorflow")
-
-
-def threads_per_session() -> None:
-    """Let each ``tf.compat.v1.Session`` have as many threads as it is told, and not those of the first of this process.
-
-    Without effect where TensorFlow is initialised already.
-    """
-    os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"
 
 
 def threads_of_environment(name: str) -> int:
