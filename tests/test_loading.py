@@ -43,6 +43,30 @@ def test_eager(start_worker: StartWorker, digits: str, engine: str) -> None:
 
 
 @pytest.mark.parametrize("load", ["lazy", "eager"])
+def test_handlers_of_the_users_may_predict(start_worker: StartWorker, digits: str, load: str) -> None:
+    """Those of ``worker_process_init`` come before ours, which loads what is to be loaded eagerly."""
+    conf = {"tf_model_path": digits, "tf_model_load": load}
+    worker = start_worker("-c", "1", app="warms_up", conf=conf)
+    assert [[[16.0]]] == worker.call("predicted_before")
+    assert 1 == worker.log.count("loading model")
+
+
+def test_a_child_without_models_takes_no_task(start_worker: StartWorker, tmp_path: Path) -> None:
+    """Celery would log what a handler of ``worker_process_init`` raises, and let the child take tasks."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'worker' in sys.argv:\n"
+        "    from celery_tfpool.pool import child\n"
+        "    child.Models = lambda *_, **__: 1 / 0\n"
+    )
+    worker = start_worker("-c", "1", env=python_path(tmp_path), wait=False)
+    result = worker.send("add", 1, 2)
+    assert 1 == worker.wait()
+    assert "ZeroDivisionError: division by zero" in worker.log
+    assert "PENDING" == result.state
+
+
+@pytest.mark.parametrize("load", ["lazy", "eager"])
 def test_slow_load_in_first_and_replaced_children(start_worker: StartWorker, engine: str, load: str) -> None:
     """10 s of loading is not killed after Celery's 4 s, neither at the start nor after a SIGKILL."""
     conf = {"tf_model_path": "proj:slow_model", "tf_model_load": load}

@@ -41,12 +41,12 @@ PACKER = textwrap.dedent(
     from celery_tfpool.packs.cache import PackCache
     path, folder, max_bytes = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     made = []
-    original = compared.write_compared
-    def write_checked(*arguments):
+    original = build.write_compared
+    def write_compared(*arguments):
         made.append(1)
         print("begins", flush=True)
         return original(*arguments)
-    compared.write_compared = write_checked
+    build.write_compared = write_compared
     found = build.find_or_make("model", path, PackCache(folder, max_bytes), safe_mode=True)
     print(found.folder, len(made), flush=True)
     """

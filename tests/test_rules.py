@@ -18,11 +18,10 @@ from celery import Celery
 
 import celery_tfpool.predictors.supervisor
 from celery_tfpool import errors
-from celery_tfpool.pool import startup
 from celery_tfpool.pool.blocking_engine import LastingThread
 from celery_tfpool.pool.child_rules import ChildState
 from celery_tfpool.pool.fork_guard import fork_decision
-from celery_tfpool.pool.startup import plan
+from celery_tfpool.pool.plan import plan, predictor_threads, threads
 from celery_tfpool.processes import GRACE, CrashLoop
 from celery_tfpool.runners import tf_state
 from celery_tfpool.runners.culprit import blame
@@ -207,8 +206,8 @@ def test_threads_of_the_environment(
     """What the operator has told TensorFlow counts, and what he has told us before that; for predictors, too."""
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    assert expected == startup.threads(settings, cores=8, processes=2)
-    assert expected == startup.predictor_threads(replace(settings, predictors=2), cores=8)
+    assert expected == threads(settings, cores=8, processes=2)
+    assert expected == predictor_threads(replace(settings, predictors=2), cores=8)
 
 
 @pytest.mark.parametrize("module", ["celery_tfpool", "celery_tfpool.cli", "celery_tfpool.pool.startup"])

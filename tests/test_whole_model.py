@@ -15,7 +15,7 @@ from zoo import chain, normal
 from celery_tfpool.models.handle import Handle
 from celery_tfpool.models.lazy_model import LazyModel
 from celery_tfpool.models.loading import load
-from celery_tfpool.packs.build import write_checked
+from celery_tfpool.packs.compared import write_compared
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -28,7 +28,7 @@ def handle_of(path: Path, *, packed: bool) -> tuple[Handle, LazyModel]:
     if packed:
         pack = str(path) + ".pack"
         Path(pack).mkdir()
-        write_checked(load("model", str(path), safe_mode=True), pack)
+        write_compared(load("model", str(path), safe_mode=True), pack)
     lazy = LazyModel("model", str(path), safe_mode=True, pack=pack)
     handle = Handle(lambda: lazy)
     handle.predict(X)

@@ -14,5 +14,6 @@ worker from outside.  Knows Celery and billiard, which no other room does; not h
     child_rules      when a child is overdue
     child_main       the program of a child
     child            its state: which models it has, what it tells worker main
+    interruption     end what takes too long in the middle of a task
     deadlines        until when the task that runs may wait
 """

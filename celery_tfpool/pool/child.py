@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
-import signal
 import sys
 import threading
 import time
@@ -19,8 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
-from billiard.pool import SIG_SOFT_TIMEOUT
-from celery import current_app
+from celery import current_app, signals
 
 from .._celery import known_apps
 from ..errors import ModelLoadError
@@ -31,6 +28,7 @@ from ..predictors.remote_model import RemoteRunner
 from ..runners import tf_state
 from ..settings import Settings, read
 from . import deadlines
+from .interruption import interruptible
 from .plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -47,6 +45,9 @@ _report: Callable[[dict[str, Any]], None] | None = None
 _pid = 0
 #: Set when this process must not take another task.
 _retired = False
+#: What became of `on_process_init`.
+_has_models = False
+_init_failure: Exception | None = None
 
 
 def get_model(name: str | None = None) -> Handle:
@@ -101,8 +102,9 @@ def _remote_models(predictors: Predictors) -> dict[str, RemoteRunner]:
 
 def prepare(plan: Plan) -> None:
     """Make this process a child of ``plan``.  Starts nothing and loads nothing."""
-    global _plan, _lock, _report, _pid, _retired
+    global _plan, _lock, _report, _pid, _retired, _has_models, _init_failure
     _plan, _pid = plan, os.getpid()
+    _has_models, _init_failure = False, None
     _models.clear()  # those of worker main know of no pack
     _lock = threading.Lock()  # a thread of the parent may have held it at the fork
     _report, _retired = None, False
@@ -112,16 +114,35 @@ def prepare(plan: Plan) -> None:
     tf_state.limit_threads(intra_op=plan.intra_op, inter_op=plan.inter_op, explicit=plan.explicit_threads)
 
 
-def load_eagerly(report: Callable[[dict[str, Any]], None]) -> None:
-    """Load what ``tf_model_load = "eager"`` wants loaded, and from now on ``report`` each load.
-
-    Raises:
-        ModelLoadError: this process must not take tasks.
-    """
+def follow_init(report: Callable[[dict[str, Any]], None]) -> None:
+    """Have `on_process_init` called, after the user's own handlers of that signal, and from now on ``report`` loads."""
     global _report
     _report = report
-    if _plan is not None and _plan.settings.model_load == "eager" and _plan.settings.model_path:
-        _models_of_this_process().load_all()
+    signals.worker_process_init.connect(on_process_init, weak=False, dispatch_uid=__name__)
+
+
+def on_process_init(**_: Any) -> None:
+    """Make the models of this child, and load those that ``tf_model_load = "eager"`` wants loaded."""
+    global _has_models, _init_failure
+    try:
+        models = _models_of_this_process()
+        if _plan is not None and _plan.settings.model_load == "eager":
+            models.load_all()
+        _has_models = True
+    except Exception as exc:  # Celery would log and forget it
+        _init_failure = exc
+
+
+def check_init() -> None:
+    """See what became of `on_process_init`.
+
+    Raises:
+        Exception: what it met, or that it was not called: this process must not take tasks.
+    """
+    if _init_failure is not None:
+        raise _init_failure
+    if not _has_models:
+        raise RuntimeError("no handler of worker_process_init gave this child its models")
 
 
 def must_retire() -> bool:
@@ -151,7 +172,8 @@ def _around_load(name: str, path: str) -> Iterator[None]:
     logger.info("child %d: loading model %r from %r", os.getpid(), name, path)
     _tell({**status(), "loading": name})
     try:
-        with _interruptible(limit, ModelLoadError(name, path, f"it took longer than {limit:g} s (tf_startup_timeout)")):
+        too_long = ModelLoadError(name, path, f"it took longer than {limit:g} s (tf_startup_timeout)")
+        with interruptible(limit, too_long, on_interruption=_retire):
             yield
     finally:
         _tell(status())
@@ -163,81 +185,3 @@ def _tell(facts: dict[str, Any]) -> None:
     # writers would mix their bytes.
     if _report is not None and _pid == os.getpid() and threading.current_thread() is threading.main_thread():
         _report(facts)
-
-
-@contextlib.contextmanager
-def _interruptible(seconds: float, too_long: Exception) -> Iterator[None]:
-    """Let ``seconds`` (with ``too_long``) and the task's soft time limit end the block, and retire this process then.
-
-    TensorFlow's import, as many a library, catches here and there whatever
-    is raised in its middle and goes on.  So an interruption is raised again
-    every second, and once more at the end of the block.
-
-    Interrupts Python code only, and only in the main thread.  A load stuck in
-    native code is ended by worker main, which kills the child.
-
-    An alarm of the task's own rings when it would have, during the load or after it.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    interruption: list[Exception] = []
-    deadline = time.monotonic() + seconds
-    left, interval = signal.setitimer(signal.ITIMER_REAL, 0)
-    rings_at = time.monotonic() + left if left else math.inf
-
-    def arm() -> None:
-        signal.setitimer(signal.ITIMER_REAL, max(1e-6, min(rings_at, deadline) - time.monotonic()))
-
-    def on_alarm(number: int, frame: Any) -> None:
-        nonlocal rings_at
-        now = time.monotonic()
-        if interruption:
-            raise interruption[0]
-        if now >= deadline:
-            interrupt(too_long)
-        must_ring = now >= rings_at
-        if must_ring:
-            rings_at = rings_at + interval if interval else math.inf
-        arm()
-        if must_ring:
-            ring(number, frame)
-
-    def ring(number: int, frame: Any) -> None:
-        if callable(alarm):
-            try:
-                alarm(number, frame)
-            except Exception as error:
-                interrupt(error)
-        elif alarm is not signal.SIG_IGN:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGALRM)
-
-    def interrupt(error: Exception) -> None:
-        _retire()
-        interruption.append(error)
-        signal.setitimer(signal.ITIMER_REAL, 1, 1)
-        raise interruption[0]
-
-    def on_soft_time_limit(*arguments: Any) -> None:
-        try:
-            soft_time_limit(*arguments)  # type: ignore[operator,misc]
-        except Exception as error:
-            interrupt(error)
-
-    soft_time_limit = signal.getsignal(SIG_SOFT_TIMEOUT)
-    if callable(soft_time_limit):
-        signal.signal(SIG_SOFT_TIMEOUT, on_soft_time_limit)
-    alarm = signal.signal(signal.SIGALRM, on_alarm)
-    arm()
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL if alarm is None else alarm)
-        if rings_at < math.inf:
-            signal.setitimer(signal.ITIMER_REAL, max(1e-6, rings_at - time.monotonic()), interval)
-        if callable(soft_time_limit):
-            signal.signal(SIG_SOFT_TIMEOUT, soft_time_limit)
-        if interruption:
-            raise interruption[0]

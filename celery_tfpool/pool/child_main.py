@@ -35,17 +35,25 @@ class Worker(ChildNames):
         return functools.partial(_rebuild, reduced[0], self.plan), reduced[1]
 
     def after_fork(self) -> None:
-        """Prepare before any of the user's code, load eagerly after it; ends the process when that fails."""
+        """Prepare before any of the user's code; end when the models could not be had after it.
+
+        Celery logs what a handler of ``worker_process_init`` raises, and goes on; so what became of ours is looked at.
+        """
         _show_where_aborted()
         child.prepare(self.plan)
+        child.follow_init(self._report)
         if self.max_memory_per_child:  # type: ignore[attr-defined]
             judge_memory_by(private_memory)
         super().after_fork()  # type: ignore[misc]
         _show_where_aborted()  # billiard has set signal handlers of its own
+        if self.initializer is None:  # type: ignore[attr-defined]  # a pool without Celery, whose initializer sends it
+            child.on_process_init()
         try:
-            child.load_eagerly(self._report)
-        except ModelLoadError as exc:
-            logger.error("child %d: %s", os.getpid(), exc)
+            child.check_init()
+        except Exception as exc:
+            is_ours = isinstance(exc, ModelLoadError)
+            reason = exc if is_ours else f"{type(exc).__name__}: {exc}"
+            logger.error("child %d: %s", os.getpid(), reason, exc_info=not is_ours)
             raise SystemExit(EX_FAILURE) from None
 
     def on_loop_start(self, pid: int) -> None:
