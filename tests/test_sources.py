@@ -180,7 +180,7 @@ def test_unreadable(tmp_path: Path) -> None:
         parent.chmod(0o755)
     program = (
         "import os, sys; sys.path[:0] = eval(sys.argv[1])\n"
-        "from celery_tfpool.runners import location; os.seteuid(65534)\n"
+        "import h5py; from celery_tfpool.runners import location; os.seteuid(65534)\n"
         "for path in sys.argv[2:]:\n"
         "    try: location.check(path, safe_mode=True)\n"
         "    except location.BadSource as exc: print(exc)"
