@@ -1,4 +1,4 @@
-# Everything a fresh machine needs is installed by these targets; see README.md.
+# Everything a fresh machine needs is installed by these targets; see README.md.  `make help` lists them.
 PYTHON ?= python3
 OLDEST_CELERY = 5.5.0
 # Most tests wait for a worker most of the time.
@@ -6,11 +6,14 @@ PYTEST_OPTIONS ?= -n 4 --dist worksteal
 VENV = .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-oldest lint conformance conformance-oldest conformance-baseline docs bench parity chaos storm fuzz soak transcript clean
+.PHONY: help demo test test-oldest lint conformance conformance-oldest conformance-baseline docs bench parity chaos storm fuzz soak transcript clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 22
 
 # -- the main job: real predictions through a real worker, no server needed
 
-demo: .venv/.demo
+demo: .venv/.demo  ## train a small model, start a real worker, print predictions and tasks per second
 	@$(VENV) examples/digits/demo.py
 
 .venv/.demo: setup.cfg pyproject.toml | .venv/bin/pip
@@ -22,12 +25,12 @@ demo: .venv/.demo
 
 # -- tests
 
-test: .venv/.dev servers test-oldest
+test: .venv/.dev servers test-oldest  ## all tests, with the newest and the oldest Celery
 	$(VENV) -m pytest $(PYTEST_OPTIONS)
 
 # The same workers under the oldest Celery that is supported, with the Redis client of its time (a later one
 # deadlocks in that Celery's client); TensorFlow comes from .venv.
-test-oldest: .venv-oldest/.done servers
+test-oldest: .venv-oldest/.done servers  ## those that touch Celery, with the oldest
 	.venv-oldest/bin/python -m pytest $(PYTEST_OPTIONS) tests/test_choose_pool.py tests/test_fork_guard.py \
 		tests/test_prefork_features.py tests/test_sharing.py::test_shared tests/test_loading.py::test_eager \
 		tests/test_loading.py::test_eager_load_that_takes_too_long \
@@ -51,13 +54,13 @@ test-oldest: .venv-oldest/.done servers
 servers:
 	@sh tests/install-servers.sh
 
-conformance: .venv/.conformance servers
+conformance: .venv/.conformance servers  ## Celery's own test suite with prefork replaced by this pool
 	$(VENV) tests/conformance/run.py
 
-conformance-oldest: .venv-oldest/.done .venv/.conformance servers
+conformance-oldest: .venv-oldest/.done .venv/.conformance servers  ## the same with the oldest Celery
 	.venv-oldest/bin/python tests/conformance/run.py
 
-conformance-baseline: .venv/.conformance servers
+conformance-baseline: .venv/.conformance servers  ## the same with stock prefork
 	$(VENV) tests/conformance/run.py --baseline
 
 .venv/.conformance: .venv/.dev tests/conformance/requirements.txt
@@ -66,40 +69,35 @@ conformance-baseline: .venv/.conformance servers
 
 # -- the rest
 
-lint: .venv/.dev
+lint: .venv/.dev  ## ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	$(VENV) -m mypy
 
-docs: .venv/.dev
+docs: .venv/.dev  ## write docs/settings.md
 	$(VENV) -c 'from celery_tfpool import config; print(config.markdown_page(), end="")' > docs/settings.md
 
-# All suites, under 40 minutes; BENCH_OPTIONS=--quick: less of each, under 5 minutes.
-bench: .venv/.dev servers
+bench: .venv/.dev servers  ## all suites, under 40 minutes; BENCH_OPTIONS=--quick: under 5
 	$(VENV) benchmarks/bench.py all $(BENCH_OPTIONS)
 
-parity: .venv/.dev
+parity: .venv/.dev  ## numbers of every model of the zoo beside Keras's
 	$(VENV) benchmarks/parity.py
 
-# 5,000 tasks under which children and predictors are killed at random.
-chaos: .venv/.dev servers
+chaos: .venv/.dev servers  ## 5,000 tasks under which children and predictors are killed at random
 	TFPOOL_CHAOS_TASKS=5000 $(VENV) -m pytest -n 0 -o timeout=1800 tests/test_predictor_chaos.py
 
-# A million damaged messages.
-fuzz: .venv/.dev
+fuzz: .venv/.dev  ## a million damaged messages
 	TFPOOL_FUZZ_MESSAGES=1000000 $(VENV) -m pytest -n 0 -s -o timeout=1800 tests/test_fuzz.py
 
-# 10,000 requests whose askers die or give up while they wait.
-storm: .venv/.dev
+storm: .venv/.dev  ## 10,000 requests whose askers die or give up while they wait
 	TFPOOL_STORM_REQUESTS=10000 $(VENV) -m pytest -n 0 -s -o timeout=1800 tests/test_company.py::test_storm
 
-# Ten minutes of steady load on predictors, and ten with a model that leaks: does any process grow, and would it be seen?
-soak: .venv/.dev servers
+soak: .venv/.dev servers  ## ten minutes of steady load, and ten with a model that leaks: does any process grow, and would it be seen?
 	$(VENV) benchmarks/bench.py soak $(BENCH_OPTIONS)
 
-transcript: .venv-oldest/.done
+transcript: .venv-oldest/.done  ## what hangs without the pool
 	.venv-oldest/bin/python benchmarks/fork_hang.py
 	$(VENV) benchmarks/fork_hang.py
 
-clean:
+clean:  ## remove what these targets made
 	rm -rf .venv .venv-oldest build *.egg-info
