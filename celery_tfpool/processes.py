@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import importlib
 import logging
-import mmap
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,35 +47,6 @@ def memory_of(pid: int) -> dict[str, int]:
 def written_here() -> int | None:
     """``private`` of this process; None where that cannot be read."""
     return memory_of(os.getpid()).get("private")
-
-
-def let_go_of_read_pages() -> None:
-    """Drop pages of mapped files that nobody writes to from this process; they come back when they are touched.
-
-    To load TensorFlow's libraries the dynamic linker reads 200 MB of tables
-    that are not needed again.  They stay in the page cache, which the kernel
-    may use for something else, but no longer count as this process's.  No
-    effect where ``/proc/self/smaps`` or ``madvise`` is missing.
-    """
-    with contextlib.suppress(OSError, AttributeError, ValueError):
-        madvise = ctypes.CDLL(None).madvise
-        madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        for start, stop in _only_read():
-            madvise(start, stop - start, mmap.MADV_DONTNEED)
-
-
-def _only_read() -> list[tuple[int, int]]:
-    """Where files are mapped privately, not for writing, and no page differs from its file (as relocated ones do)."""
-    found, candidate = [], None
-    with open("/proc/self/smaps") as file:
-        for line in file:
-            key, *rest = line.split()
-            if not key.endswith(":"):  # start-stop rights offset device inode path
-                start, stop = (int(number, 16) for number in key.split("-"))
-                candidate = (start, stop) if rest[0] in ("r--p", "r-xp") and rest[3] != "0" else None
-            elif key == "Anonymous:" and rest[0] == "0" and candidate is not None:
-                found.append(candidate)
-    return found
 
 
 #: Of ``mallopt`` in glibc.

@@ -87,21 +87,6 @@ def test_not_shared(start_worker: StartWorker, large: str) -> None:
     assert child["memory"]["private"] > 77e6
 
 
-def test_read_pages_are_let_go(start_worker: StartWorker, digits: str) -> None:
-    """Worker main does not keep mapped what the linker read of TensorFlow's libraries, 200 MB; and works on."""
-    worker = start_worker("-c", "1", conf={"tf_model_path": digits})
-    resident, counts = 0, False
-    with open(f"/proc/{worker.process.pid}/smaps") as file:
-        for line in file:
-            key, *rest = line.split()
-            if not key.endswith(":"):
-                counts = "libtensorflow" in rest[-1]
-            elif key == "Rss:" and counts:
-                resident += 1024 * int(rest[0])
-    assert 0 < resident < 80e6
-    assert [[16.0]] == worker.call("predict_row", ONES)[1]
-
-
 @pytest.mark.parametrize("preimport", [True, False])
 def test_preimport(start_worker: StartWorker, digits: str, preimport: bool) -> None:
     """Children have TensorFlow in place before anybody asks for a model, or not."""

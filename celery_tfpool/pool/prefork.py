@@ -83,7 +83,6 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
         gc.collect()
         self._must_unfreeze = gc.get_freeze_count() == 0  # else the program that embeds this worker has a say
         gc.freeze()
-        processes.let_go_of_read_pages()
         self.options["plan"] = self.plan
         super().on_start()
 

@@ -12,7 +12,6 @@ import gc
 import importlib
 import signal
 
-from .. import processes
 from . import server  # noqa: F401 - the program of each predictor
 
 # It ends with worker main and the last predictor, whatever signals their group gets.
@@ -24,4 +23,3 @@ for _module in ("tensorflow", "keras"):
 # What is there now stays for all: the collector would write to the pages of each object it looks at.
 gc.collect()
 gc.freeze()
-processes.let_go_of_read_pages()
