@@ -114,9 +114,11 @@ def pack_models(pool: TFPrefork, app: Any) -> list[Packing]:
     settings = pool.plan.settings
     folder = Path(settings.cache_dir) if settings.cache_dir else default_folder(os.environ)
     cache = PackCache(folder, settings.cache_max_bytes)
-    # Where this process does not import TensorFlow, the forkserver does, once for all packs and predictors.
-    start_method = "forkserver" if all_predicted_elsewhere(settings) else pool.start_method
-    multiprocessing.set_forkserver_preload(list(pool.preload))
+    start_method = pool.start_method
+    if all_predicted_elsewhere(settings):
+        # This process does not import TensorFlow; the forkserver does, once for all packs and predictors.
+        start_method = "forkserver"
+        multiprocessing.set_forkserver_preload(list(pool.preload))
     done = []
     for name, path, *_ in settings.model_path:
         packing = build.pack_in_process(
