@@ -100,6 +100,7 @@ if {"inspect", "control"} & set(sys.argv):
 
 @click.group(help="Keras models for the TFPrefork pool.")
 def tfpool() -> None:
+    """Keras models for the TFPrefork pool."""
     pass
 
 

@@ -30,6 +30,8 @@ class ModelPath(NamedTuple):
 
 
 def one_of(*choices: str) -> Check:
+    """A check: one of these."""
+
     def check(value: Any) -> Any:
         if value not in choices:
             raise ValueError("must be " + " or ".join(map(repr, choices)))
@@ -43,18 +45,22 @@ def _is_number(value: Any, types: type | tuple[type, ...]) -> bool:
 
 
 def seconds(value: Any) -> float:
+    """More than 0 seconds."""
     if not _is_number(value, (int, float)) or not 0 < value < float("inf"):
         raise ValueError("must be a number of seconds > 0")
     return float(value)
 
 
 def duration(value: Any) -> float:
+    """0 seconds or more."""
     if not _is_number(value, (int, float)) or not 0 <= value < float("inf"):
         raise ValueError("must be a number of seconds >= 0")
     return float(value)
 
 
 def at_least(least: int, what: str = "") -> Check:
+    """A check: a whole number from ``least`` on; ``what`` says of what."""
+
     def check(value: Any) -> int:
         if not _is_number(value, int) or value < least:
             raise ValueError(f"must be a whole number{what} >= {least}")
@@ -64,12 +70,14 @@ def at_least(least: int, what: str = "") -> Check:
 
 
 def thread_count(value: Any) -> int:
+    """A number of threads; 0: to be found out."""
     if not _is_number(value, int) or value < 0:
         raise ValueError("must be a whole number >= 0 (0 = auto)")
     return int(value)
 
 
 def folder(value: Any) -> str | None:
+    """The whole path of a folder, or None."""
     if value is None:
         return None
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
@@ -78,12 +86,14 @@ def folder(value: Any) -> str | None:
 
 
 def boolean(value: Any) -> bool:
+    """True or False, and nothing like them."""
     if not isinstance(value, bool):
         raise ValueError("must be True or False")
     return value
 
 
 def batch_or_not(value: Any) -> bool | str:
+    """True, False, or "auto"."""
     if not isinstance(value, bool) and value != "auto":
         raise ValueError('must be True, False or "auto"')
     return value  # type: ignore[no-any-return]

@@ -192,7 +192,8 @@ steps = st.lists(
 @given(steps=steps, max_size=st.integers(1, 16), max_wait=st.sampled_from([0.0, 0.5, 3.0]))
 def test_every_row_once(steps: list[tuple[object, ...]], max_size: int, max_wait: float) -> None:
     """Every row of every request leaves exactly once, in order, in a batch of its key that is not too large; and of two
-    requests of one key that fit into a batch the earlier leaves first."""
+    requests of one key that fit into a batch the earlier leaves first.
+    """
     batcher: Batcher[Request] = Batcher(max_wait)
     now, requests, removed = 0.0, [], set()
     left: dict[Request, list[tuple[int, int]]] = defaultdict(list)
@@ -241,7 +242,8 @@ def test_every_row_once(steps: list[tuple[object, ...]], max_size: int, max_wait
 @given(others=st.lists(st.integers(1, 8), min_size=1, max_size=50))
 def test_nobody_starves(others: list[int]) -> None:
     """However many full batches of another key come in between, a request leaves with the first batch taken after it
-    has waited max_wait seconds."""
+    has waited max_wait seconds.
+    """
     batcher: Batcher[str] = Batcher(max_wait=10)
     batcher.add("lonely", rows=1, key="x", max_size=8, now=0)
     for now, rows in enumerate(others, start=1):

@@ -199,7 +199,8 @@ def test_lazy_load_that_fails(start_worker: StartWorker, engine: str, path: str,
 @pytest.mark.parametrize(("path", "reason"), SEEN_IN_THE_CHILD.values(), ids=SEEN_IN_THE_CHILD)
 def test_eager_load_that_fails(start_worker: StartWorker, engine: str, path: str, reason: str) -> None:
     """After a few children in a row the worker ends with exit code 1 and the reason; no task is lost to a child
-    without its model."""
+    without its model.
+    """
     conf = {"tf_model_path": path, "tf_model_load": "eager"}
     worker = start_worker("-c", "2", broker=engine, conf=conf, wait=False)
     waiting = worker.send("predict")
@@ -223,7 +224,8 @@ def test_lazy_load_that_takes_too_long(start_worker: StartWorker, engine: str) -
 @pytest.mark.parametrize("path", ["proj:slow_model", "proj:stubborn_model"])
 def test_soft_time_limit_while_loading(start_worker: StartWorker, path: str) -> None:
     """The soft limit ends the wait, also where loading catches it, as TensorFlow's import does in places; and a
-    child whose load was interrupted half-way takes no other task."""
+    child whose load was interrupted half-way takes no other task.
+    """
     worker = start_worker("-c", "1", conf={"tf_model_path": path}, env={"TFPOOL_TEST_LOAD_SECONDS": "60"})
     before = worker.call("pid")
     with pytest.raises(SoftTimeLimitExceeded):

@@ -158,7 +158,7 @@ def test_no_rows(pair: Callable[[str], Pair], name: str):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_tensors(pair: Callable[[str], Pair], name: str):
-    """tf tensors give what arrays give."""
+    """Tf tensors give what arrays give."""
     _, ours = pair(name)
     x = ZOO[name].rows(5)
 
@@ -645,7 +645,7 @@ def test_callbacks(one_input: Pair):
 
 
 def test_progress_bar(one_input: Pair, capsys: pytest.CaptureFixture[str]):
-    """verbose is accepted, and draws nothing."""
+    """Verbose is accepted, and draws nothing."""
     one_input[1].predict(FLOATS, verbose=1)
 
     assert "" == capsys.readouterr().out

@@ -168,7 +168,7 @@ def test_killed_worker_leaves_nothing(engine: str, start_worker: StartWorker) ->
 
 
 def test_idle_children_killed(worker: Worker) -> None:
-    """kill -9 of every idle child, again and again: each is replaced, and tasks are served."""
+    """Kill -9 of every idle child, again and again: each is replaced, and tasks are served."""
     for _ in range(3):
         before = worker.children()
         for pid in before:

@@ -85,6 +85,7 @@ class Handle:
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the Keras model's own call gives: a tensor of TensorFlow; loads the Keras model."""
         return self._lazy.keras_model("__call__")(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

@@ -65,6 +65,7 @@ class LazyModel:
 
     @property
     def loaded(self) -> bool:
+        """Whether it is in this process."""
         return self._runner is not None
 
     @property

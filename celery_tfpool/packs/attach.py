@@ -27,9 +27,11 @@ class PackRunner(Runner):
         self.outputs = self.manifest.output_ports()
 
     def compiled(self) -> Compiled:
+        """The pack's graph."""
         return self._compiled
 
     def variables(self) -> list[Any]:
+        """Its weights that are variables, as `manifest.Weight`: dtype and shape."""
         return [weight for weight in self.manifest.weights if weight.variable]
 
 

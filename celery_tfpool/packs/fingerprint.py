@@ -149,4 +149,5 @@ def code_facts(modules: Iterable[ModuleType | None]) -> tuple[list[str], list[st
 
 
 def code_of_this_process() -> tuple[list[str], list[str]]:
+    """`code_facts` of all modules that are imported here."""
     return code_facts(list(sys.modules.values()))

@@ -72,9 +72,11 @@ class Manifest:
         return sum(int(facts["bytes"]) for facts in self.files.values())
 
     def output_ports(self) -> list[Port]:
+        """The outputs, flat; without a shape where not even the rank is known."""
         return [Port(output.name, output.dtype, tuple(output.shape or ())) for output in _leaves(self.outputs)]
 
     def to_json(self) -> dict[str, Any]:
+        """What ``pack.json`` holds, with a checksum."""
         facts = {
             "format": FORMAT,
             "function": self.function,
@@ -88,6 +90,11 @@ class Manifest:
 
     @classmethod
     def of_json(cls, facts: dict[str, Any]) -> Manifest:
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: it is none.
+        """
         return cls(
             function=facts["function"],
             inputs=inputs_of_json(facts["inputs"]),

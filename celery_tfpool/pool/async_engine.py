@@ -17,6 +17,7 @@ class TFAsynPool(Watched, AsyncPoolNames, asynpool.AsynPool):  # type: ignore[mi
     child_class = AsyncWorker
 
     def on_process_exit(self, hub: Any, process: Any, looks: int = 100) -> None:
+        """The original, and again until the process can be waited for."""
         # A process closes its files an instant before it can be waited for.  The original looks once, and the next
         # look is that of a timer of 5 s.
         super().on_process_exit(hub, process)

@@ -39,11 +39,13 @@ class TFBlockingPool(Watched, BlockingPoolNames, billiard.pool.Pool):  # type: i
         super().__init__(*args, **kwargs)
 
     def create_child(self, slot: int) -> Any:
+        """From the thread that lasts as long as the pool."""
         if threading.current_thread() is threading.main_thread():
             return super().create_child(slot)
         return self._starter.call(super().create_child, slot)
 
     def join(self) -> None:
+        """Await tasks and children, whatever has become of those."""
         while self.task_handler.is_alive():  # perhaps it writes a task larger than the pipe
             self.task_handler.join(1.0)
             self._kill_overdue()
@@ -53,10 +55,12 @@ class TFBlockingPool(Watched, BlockingPoolNames, billiard.pool.Pool):  # type: i
         self._starter.stop()
 
     def terminate(self) -> None:
+        """End children at once."""
         super().terminate()
         self._starter.stop()
 
     def set_up_queues(self) -> None:
+        """Pipes whose locks can be given back."""
         super().set_up_queues()
         self.replace_queues(lambda context: CrashSafeQueue(ctx=context))
 
@@ -71,6 +75,7 @@ class TFBlockingPool(Watched, BlockingPoolNames, billiard.pool.Pool):  # type: i
 
     @staticmethod
     def finish_tasks(inqueue: Any, task_handler: Any, pool: Any) -> None:
+        """The original, which takes the reader's lock, given back first by whoever has died with it."""
         # The original takes the reader's lock, which an idle child holds, to
         # empty the pipe for a task handler that is stuck writing to it.
         task_handler.join(GRACE)
@@ -104,10 +109,12 @@ class CrashSafeQueue(PipeNames, SimpleQueue):  # type: ignore[misc]
         self._share(state[1])
 
     def get_payload(self) -> Any:
+        """Bytes of the next message; waits for it."""
         with self.locks[0], _held(self._reading):
             return self.reader.recv_bytes()
 
     def send_payload(self, value: Any) -> None:
+        """Send one message of bytes; waits while the pipe is full."""
         with self.locks[1], _held(self._writing):
             self.writer.send_bytes(value)
 

@@ -57,6 +57,7 @@ class Worker(ChildNames):
             raise SystemExit(EX_FAILURE) from None
 
     def on_loop_start(self, pid: int) -> None:
+        """Say that this child is ready, to us and then to Celery."""
         self._report({**child.status(), "ready": True})
         super().on_loop_start(pid)  # type: ignore[misc]
 
@@ -64,6 +65,7 @@ class Worker(ChildNames):
         self.outq.put((CHILD_STATUS, (os.getpid(), facts)))  # type: ignore[attr-defined]
 
     def before_task(self) -> None:
+        """End a child that a load was interrupted in."""
         if child.must_retire():
             raise SystemExit(0)
 

@@ -25,6 +25,7 @@ class ChildState:
     killed_at: float | None = None
 
     def update(self, facts: dict[str, Any], now: float) -> None:
+        """Note what the child has said of itself."""
         self.ready = self.ready or bool(facts.get("ready"))
         self.models = facts["models"]
         if facts["loading"] != self.loading:

@@ -17,7 +17,7 @@ logger = get_logger(__name__)
 
 
 def fork_decision(*, evidence: str, fork_guard: str, can_spawn: bool) -> str:
-    """ "fork", "spawn", or "refuse": how to start children of a process with this TensorFlow ``evidence``."""
+    """Say "fork", "spawn", or "refuse": how to start children of a process with this TensorFlow ``evidence``."""
     if not evidence:
         return "fork"
     return "spawn" if fork_guard == "spawn" and can_spawn else "refuse"
@@ -29,7 +29,7 @@ def can_spawn() -> bool:
 
 
 def start_method(fork_guard: str, *, can_spawn: bool, why_not: str) -> str:
-    """ "fork" or "spawn", for the next child of this process; says so when it is spawn for TensorFlow's sake.
+    """Say "fork" or "spawn", for the next child of this process; says so when it is spawn for TensorFlow's sake.
 
     Args:
         fork_guard: the setting ``tf_fork_guard``.

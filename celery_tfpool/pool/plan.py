@@ -38,6 +38,7 @@ class Plan:
 
     @property
     def explicit_threads(self) -> bool:
+        """Whether a setting says how many threads, and not a share of the cores."""
         return bool(self.settings.intra_op_parallelism or self.settings.inter_op_parallelism)
 
 

@@ -69,6 +69,11 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
         self._must_unfreeze = False
 
     def on_start(self) -> None:
+        """Guard the fork, start predictors, then children.
+
+        Raises:
+            WorkerShutdown: one of these cannot be.
+        """
         try:
             self.guard_fork()
         except ForkGuardError as exc:
@@ -87,6 +92,7 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
         super().on_start()
 
     def on_stop(self) -> None:
+        """Let tasks finish, then end children and predictors."""
         try:
             super().on_stop()
         finally:  # children need them until their last task is done
@@ -94,6 +100,7 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
             self._let_go()
 
     def on_terminate(self) -> None:
+        """End children at once, and predictors."""
         try:
             super().on_terminate()
         finally:
@@ -185,6 +192,7 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
 
     @property
     def start_method(self) -> str:
+        """By which children are started: fork or spawn."""
         return "fork" if self.forking_enable else "spawn"
 
     def children(self) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ class Models(bootsteps.StartStopStep):  # type: ignore[misc]
     requires = ("celery.worker.components:Pool",)
 
     def include_if(self, w: Any) -> bool:
+        """Whether this worker's pool is ours."""
         return isinstance(w.pool, TFPrefork)
 
     def create(self, w: Any) -> None:

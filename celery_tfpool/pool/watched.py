@@ -48,11 +48,13 @@ class Watched(PoolNames):
         super().__init__(*args, **kwargs)
 
     def Worker(self, *args: Any, **kwargs: Any) -> Worker:
+        """A child's program, which knows the plan."""
         worker = self.child_class(*args, **kwargs)
         worker.plan = self.plan
         return worker
 
     def create_result_handler(self, **kwargs: Any) -> Any:
+        """The original, which also hears what children say of themselves, and ends those that hang in their start."""
         handler = super().create_result_handler(**kwargs)  # type: ignore[misc]
         handler.state_handlers[CHILD_STATUS] = self._on_child_status
         stop = handler.stop
@@ -95,6 +97,7 @@ class Watched(PoolNames):
             self._crash_loop.ended(ready=True)
 
     def create_child(self, slot: int) -> Any:
+        """Start a child if it may be, and follow it."""
         if not self._may_start():
             return None
         self._starting = True
@@ -130,6 +133,7 @@ class Watched(PoolNames):
         return fork_guard.can_spawn()
 
     def join_ended(self, shutdown: bool) -> Any:
+        """The original; before, end who is overdue, and afterwards note who has ended."""
         self._kill_overdue()
         before = {process.pid: process for process in self.processes}
         try:

@@ -27,6 +27,7 @@ class Part(Generic[T]):
 
     @property
     def rows(self) -> int:
+        """How many there are."""
         return self.stop - self.start
 
 
@@ -175,10 +176,12 @@ class Batcher(Generic[T]):
 
     @property
     def requests(self) -> int:
+        """How many wait."""
         return sum(len(queue.small) + len(queue.large) for queue in self._queues.values())
 
     @property
     def rows(self) -> int:
+        """How many there are."""
         return sum(queue.rows for queue in self._queues.values())
 
     def _next(self, now: float, running: int) -> Hashable | None:

@@ -38,6 +38,7 @@ class LoadBoard:
         self._offset = os.getpid()
 
     def write(self, index: int, rows: int) -> None:
+        """Predictor ``index`` has so many rows to compute."""
         self._loads[index] = rows
 
     def least_busy(self, indices: tuple[int, ...]) -> int:

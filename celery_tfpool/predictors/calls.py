@@ -42,6 +42,7 @@ class Call:
 
     @property
     def is_quick(self) -> bool:
+        """Whether it is sure to be over in a moment."""
         return self.model.is_quick and self.key is not None
 
     @property

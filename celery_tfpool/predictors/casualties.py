@@ -38,6 +38,7 @@ class Computing:
         return place
 
     def erase(self, place: int) -> None:
+        """The request that `note` gave this place is computed no more."""
         self._numbers[place] = 0
         self._free.append(place)
 

@@ -22,6 +22,7 @@ def new_number() -> int:
 
 
 def socket_path(folder: str, index: int) -> str:
+    """Where predictor ``index`` listens."""
     return os.path.join(folder, f"predictor-{index}")
 
 
@@ -101,6 +102,7 @@ class Connection:
                 self.pid = head.get("pid", self.pid)
 
     def close(self) -> None:
+        """End it, and with it the request that it waits for."""
         self._socket.close()
 
 

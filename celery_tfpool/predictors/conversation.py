@@ -28,15 +28,18 @@ class Conversation(asyncio.BufferedProtocol):
         self._request: Request | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet: whoever asks has to know which process this is."""
         assert isinstance(transport, asyncio.WriteTransport)
         self._transport = transport
         self._scheduler.connected(1)
         self.answer({"pid": os.getpid()})
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes belong."""
         return self._reader.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
+        """So many bytes have come."""
         try:
             for head, body in self._reader.received(nbytes):
                 if self._request is not None and not self._request.is_over:
@@ -47,11 +50,13 @@ class Conversation(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody waits any more."""
         if self._request is not None and not self._request.is_over:
             self._scheduler.forget(self._request)
         self._scheduler.connected(-1)
 
     def answer(self, head: dict[str, Any], body: Sequence[Any] = ()) -> None:
+        """Send an answer; whoever asked may be gone."""
         with contextlib.suppress(OSError):  # gone meanwhile
             for buffer in message(head, body):
                 self._transport.write(buffer)

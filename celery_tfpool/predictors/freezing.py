@@ -43,6 +43,7 @@ class SessionCall(Compiled):
     """A call whose function takes arrays, and gives a list of arrays."""
 
     def __call__(self, *values: Any) -> Any:
+        """NumPy arrays in the structure of the model's outputs."""
         import tensorflow as tf
 
         flat = self.function(*map(np.asarray, values))

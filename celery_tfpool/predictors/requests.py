@@ -70,6 +70,7 @@ class Request:
         )
 
     def is_wanted(self) -> bool:
+        """Whether somebody still waits for it."""
         return not self.is_over and time.monotonic() < self.deadline
 
     def prepared(self, call: Call | None) -> None:
@@ -112,18 +113,22 @@ class Batch:
 
     @property
     def first(self) -> Call | None:
+        """The call of one of its requests, of which all have the same key."""
         return self.parts[0].request.call
 
     @property
     def rows(self) -> int:
+        """How many are computed, as they count for the queue."""
         return sum(part.rows for part in self.parts)
 
     @property
     def inferences(self) -> int:
+        """How many rows of outputs there will be."""
         return sum(_inferences(part) for part in self.parts)
 
     @property
     def parallel(self) -> int:
+        """How many such batches may be computed at a time."""
         return self.first.parallel if self.first else 1
 
 

@@ -89,9 +89,11 @@ class Structured(Inputs):
     structure: Any
 
     def to_json(self) -> dict[str, Any]:
+        """As `Inputs.to_json`."""
         return {**super().to_json(), "structure": structure_to_json(self.structure, int)}
 
     def values(self, x: Any) -> list[Any]:
+        """As `Inputs.values`."""
         if self._is_nested:
             return self._by_place(x)
         if isinstance(x, Mapping):
@@ -101,6 +103,7 @@ class Structured(Inputs):
         return self._by_order(x)
 
     def sample(self) -> Any:
+        """One row of zeros (or empty strings) for each input, in the structure."""
         return self.pack([port.zeros() for port in self.ports]) if self._is_nested else super().sample()
 
     def pack(self, flat: list[Any]) -> Any:
@@ -142,9 +145,11 @@ class Named(Inputs):
     orders: list[list[str]]
 
     def to_json(self) -> dict[str, Any]:
+        """As `Inputs.to_json`."""
         return {**super().to_json(), "orders": self.orders}
 
     def values(self, x: Any) -> list[Any]:
+        """As `Inputs.values`."""
         if isinstance(x, Mapping):
             return self._by_name(x)
         values = self._by_order(x)

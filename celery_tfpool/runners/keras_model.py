@@ -35,29 +35,36 @@ class KerasRunner(Runner):
         self._compiled: Compiled | None = None
 
     def takes(self, x: Any) -> bool:
+        """Whether ``x`` is plain data, and `predict` the model's own is Keras's."""
         return not self.only_here() and super().takes(x)
 
     def delegate(self, x: Any, **options: Any) -> Any:
+        """Let Keras itself predict."""
         with self.refusal():
             x = arrays(x) if is_plain(x) else x
         return self.keras_model.predict(x, **options)
 
     def variables(self) -> list[Any]:
+        """The Keras model's own."""
         return list(self.keras_model.variables)
 
     def forget(self) -> None:
+        """Compile anew at the next call: the model has another function."""
         self._compiled = None
 
     def only_here(self) -> str:
+        """Why this model cannot predict for other processes: Keras itself has to, say; empty when it can."""
         own = self._overridden or self.keras_model.run_eagerly
         return "it has a predict() or make_predict_function() of its own, or runs eagerly" if own else ""
 
     def single_call(self) -> tuple[Structured, Compiled]:
+        """As `Runner.single_call`."""
         if why := self.only_here():
             raise CannotPack(why)
         return self._inputs, self.compiled()
 
     def compiled(self) -> Compiled:
+        """The compiled call of the model's ``predict_step``."""
         with self._lock:
             if self._compiled is None:
                 self._compiled = self._trace(self._inputs.pack, self.inputs)

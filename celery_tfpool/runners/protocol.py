@@ -47,6 +47,11 @@ class Compiled:
         return {*(node.op for node in graph_def.node), *functions}
 
     def __call__(self, *values: Any) -> Any:
+        """NumPy arrays in the structure of the outputs.
+
+        Args:
+            values: an array or tensor for each input, of its dtype and rank.
+        """
         import tensorflow as tf
 
         return to_numpy(self.function(*map(tf.convert_to_tensor, values)))
@@ -201,6 +206,11 @@ class Runner(ABC):
 
 
 def check_batch_size(name: str, batch_size: Any) -> None:
+    """See whether a batch size is one.
+
+    Raises:
+        InvalidInputError: it is not None, nor a whole number > 0.
+    """
     if batch_size is not None and (not isinstance(batch_size, (int, np.integer)) or batch_size < 1):
         raise InvalidInputError(name, "a whole number of at least 1 as batch_size", repr(batch_size))
 

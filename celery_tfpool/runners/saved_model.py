@@ -34,9 +34,11 @@ class SignatureRunner(Runner):
         self._compiled = Compiled(self._call, _only(outputs), self._signature.graph.as_graph_def)
 
     def compiled(self) -> Compiled:
+        """The signature."""
         return self._compiled
 
     def single_call(self) -> tuple[Named, Compiled]:
+        """As `Runner.single_call`."""
         import tensorflow as tf
 
         signature = [tf.TensorSpec(port.shape, port.dtype) for port in self.inputs]
@@ -44,6 +46,7 @@ class SignatureRunner(Runner):
         return self._inputs, Compiled(concrete, concrete.structured_outputs, concrete.graph.as_graph_def)
 
     def variables(self) -> list[Any]:
+        """Those that the signature uses."""
         return list(self._signature.variables)
 
     def _call(self, *tensors: Any) -> Any:

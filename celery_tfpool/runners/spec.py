@@ -100,6 +100,7 @@ def port_of(symbol: Any, name: str | None = None) -> Port:
 
 
 def describe(ports: list[Port]) -> str:
+    """All of them in words, for messages."""
     return "; ".join(map(str, ports))
 
 

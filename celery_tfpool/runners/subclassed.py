@@ -32,9 +32,15 @@ class FreeRunner(KerasRunner):
         self._traces: dict[Any, tuple[list[Port], Compiled]] = {}
 
     def forget(self) -> None:
+        """Trace anew at the next call."""
         self._traces = {}  # a new one: another thread may be about to use the old
 
     def sample(self) -> Any:
+        """There is none.
+
+        Raises:
+            Misfit: nobody knows what the model takes.
+        """
         if self.inputs:
             return super().sample()
         port = self._only_input()
@@ -44,6 +50,7 @@ class FreeRunner(KerasRunner):
         return port.zeros()
 
     def prepare(self, x: Any) -> tuple[Compiled, list[Any]]:
+        """The trace for values like ``x``, made unless it has been already."""
         x, values, ports = self._flat(x)
         structure = _structure_of(x)
         try:
@@ -70,6 +77,11 @@ class FreeRunner(KerasRunner):
         return x, values, [Port(f"input {i}", dtype_of(v), (None, *v.shape[1:])) for i, v in enumerate(values)]
 
     def single_call(self) -> NoReturn:
+        """There is none: each structure, dtype and rank has its own trace.
+
+        Raises:
+            CannotPack: always.
+        """
         raise CannotPack("it does not say what inputs it takes, or has a predict_step() of its own")
 
     def _compiled_for(self, structure: Any, ports: list[Port]) -> Compiled:
