@@ -218,7 +218,8 @@ def test_remote_is_not_packed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["dense", "lstm", "several, listed", "several, named"])
 def test_saved_model(tmp_path: Path, name: str) -> None:
     """A SavedModel's signature, its inputs by name and in the model's order."""
-    ZOO[name].build().export(str(tmp_path / "saved"), verbose=False)
+    with keras_itself():
+        ZOO[name].build().export(str(tmp_path / "saved"))
     plain = load("model", str(tmp_path / "saved"), safe_mode=True)
     ours = PackRunner("model", pack_of(str(tmp_path / "saved"), tmp_path / "pack"))
 
@@ -409,7 +410,8 @@ def test_damaged_pack_is_left_for_the_model(tmp_path: Path, caplog: pytest.LogCa
 def test_manifest_survives_json(tmp_path: Path) -> None:
     """Structures of inputs and outputs, tuples and lists told apart."""
     path = str(tmp_path / "model.keras")
-    ZOO["several, nested"].build().save(path)
+    with keras_itself():
+        ZOO["several, nested"].build().save(path)
     folder = tmp_path / "pack"
     folder.mkdir()
     written = write.write(load("model", path, safe_mode=True), str(folder))

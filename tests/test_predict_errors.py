@@ -368,7 +368,7 @@ def test_deep_copy_is_another_model(tmp_path: Path):
     twin.set_weights([0 * weights for weights in twin.get_weights()])
     np.testing.assert_array_equal(before, model.predict(x))
     assert not np.array_equal(before, twin.predict(x, verbose=0))
-    model.export(str(tmp_path / "saved"), verbose=False)
+    model.export(str(tmp_path / "saved"))
     saved = handle(str(tmp_path / "saved"))
     assert saved is copy.deepcopy(saved)
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from test_parity import for_keras
+from test_parity import for_keras, keras_itself
 from zoo import ZOO, chain
 
 from celery_tfpool import InvalidInputError
@@ -337,5 +337,6 @@ def test_frozen_with_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def saved_and_loaded(folder: Path, name: str) -> Any:
     path = folder / f"{name}.keras"
-    ZOO[name].build().save(path)
+    with keras_itself():
+        ZOO[name].build().save(path)
     return load(name, str(path), safe_mode=True)

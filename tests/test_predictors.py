@@ -273,21 +273,21 @@ def test_innocent_requests_survive(start_worker: StartWorker, engine: str) -> No
     assert processes(worker) != [pid]
 
 
-def test_dead_child_takes_its_request_along(start_worker: StartWorker) -> None:
-    worker = start_worker("-c", "2", conf=TRAPPED)
-    busy = worker.send("double", 140)
-    worker.wait_for(r"Task proj\.double\[.* received")
-    assert 0 == statistics(worker)["pending_request_count"]
+def test_dead_child_takes_its_request_along(start_worker: StartWorker, tmp_path: Path) -> None:
+    worker = start_worker("-c", "2", conf=TRAPPED, env={"GATE": str(tmp_path)})
+    computed = busy(worker, tmp_path)
     lost = worker.send("double", 20)
     wait_until(lambda: statistics(worker)["pending_request_count"] == 1, "a request that waits")
     for child in worker.stats()["pool"]["processes"]:
         if any(psutil.Process(child).net_connections(kind="unix")):
             os.kill(child, signal.SIGKILL)
     wait_until(lambda: statistics(worker)["pending_request_count"] == 0, "an empty queue")
-    for result in (busy, lost):
+    for result in (computed, lost):
         with pytest.raises(Exception, match="Worker exited prematurely"):
             result.get(timeout=PATIENCE)
-    assert statistics(worker)["inference_count"] <= 1
+    (tmp_path / "open").touch()
+    assert 42.0 == worker.call("double", 21)
+    assert 2 == statistics(worker)["inference_count"]
 
 
 def test_cannot_start(start_worker: StartWorker, engine: str) -> None:
