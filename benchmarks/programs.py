@@ -76,20 +76,26 @@ class Program:
 
 @dataclass
 class Memory:
-    """Bytes of a process tree: shared pages counted once in ``pss``; pages that nobody else has, by process."""
+    """Bytes of a process tree: shared pages counted once in ``pss``; the others by process.
+
+    ``private`` are pages that no other process maps at the moment, ``written`` those that this one has changed: who else
+    maps the same library says nothing about them.
+    """
 
     pss: int
     private: dict[int, int]
+    written: dict[int, int]
 
     @classmethod
     def of(cls, *programs: Program) -> Memory:
-        found = cls(0, {})
+        found = cls(0, {}, {})
         for process in (process for program in programs for process in program.tree()):
             with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
                 rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]
                 sizes = {name: 1024 * int(rest.split()[0]) for name, rest in (line.split(":") for line in rollup)}
                 found.pss += sizes["Pss"]
                 found.private[process.pid] = sizes["Private_Clean"] + sizes["Private_Dirty"]
+                found.written[process.pid] = sizes["Private_Dirty"] + sizes.get("Swap", 0)
         return found
 
 

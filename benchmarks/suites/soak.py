@@ -18,7 +18,7 @@ from programs import Worker
 from session import Row, Session
 from traffic import Client
 
-TITLE = "Private memory and descriptors of each kind of process of a worker under steady load"
+TITLE = "Written memory and descriptors of each kind of process of a worker under steady load"
 MODELS = ("mlp", "lstm")
 CHILDREN, IN_FLIGHT, MOST_ROWS = 8, 32, 32
 #: The one that must grow.
@@ -67,13 +67,13 @@ def _mixed() -> Iterator[Any]:
 
 
 def _sizes(worker: Worker, children: list[int]) -> dict[str, int]:
-    """Private bytes and descriptors of worker main, of its children together, and of what else it has started."""
+    """Written bytes and descriptors of worker main, of its children together, and of what else it has started."""
     memory = worker.memory()
     main = worker.celery.process.pid
-    others = [pid for pid in memory.private if pid != main and pid not in children]
+    others = [pid for pid in memory.written if pid != main and pid not in children]
     sizes = {}
     for kind, pids in {"main": [main], "children": children, "others": others}.items():
-        sizes[kind] = sum(memory.private[pid] for pid in pids)
+        sizes[kind] = sum(memory.written[pid] for pid in pids)
         sizes[f"{kind}_descriptors"] = sum(psutil.Process(pid).num_fds() for pid in pids)
     return {**sizes, "pss": memory.pss}
 
