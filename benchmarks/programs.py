@@ -78,8 +78,8 @@ class Program:
 class Memory:
     """Bytes of a process tree: shared pages counted once in ``pss``; the others by process.
 
-    ``private`` are pages that no other process maps at the moment, ``written`` those that this one has changed: who else
-    maps the same library says nothing about them.
+    ``private`` are pages that no other process maps at the moment, ``written`` those that this one has changed: who
+    else maps the same library says nothing about them.
     """
 
     pss: int

@@ -64,7 +64,8 @@ class Settings:
         True,
         boolean,
         "Import TensorFlow and Keras in the worker's main process, before the fork: children, replacements too, start "
-        "with them in place and share their memory. Imported only, never initialised there.",
+        "with them in place and share their memory. Imported only, never initialised there. Where predictors have all "
+        "models, the process that they are forked from imports them instead, and worker main and children do not.",
     )
     share_weights: bool = setting(
         True,
