@@ -75,7 +75,7 @@ lint: .venv/.dev  ## ruff and mypy
 	$(VENV) -m mypy
 
 docs: .venv/.dev  ## write docs/settings.md
-	$(VENV) -c 'from celery_tfpool import config; print(config.markdown_page(), end="")' > docs/settings.md
+	$(VENV) -c 'from celery_tfpool import settings; print(settings.markdown_page(), end="")' > docs/settings.md
 
 bench: .venv/.dev servers  ## all suites, under 40 minutes; BENCH_OPTIONS=--quick: under 5
 	$(VENV) benchmarks/bench.py all $(BENCH_OPTIONS)
