@@ -10,15 +10,7 @@ from ..runners.stored import load_stored
 
 
 def load(name: str, path: str, *, safe_mode: bool, compiled: bool = False) -> Runner:
-    """The model at ``path``, ready to predict.
-
-    Args:
-        compiled: load a stored model's loss, metrics and optimizer, too.
-
-    Raises:
-        BadSource: there is no such model, or none that can be used here.
-        Exception: whatever comes out of the user's file or function.
-    """
+    """As `load_stored`, and packs as well."""
     if location.check(path, safe_mode=safe_mode) is Kind.PACK:
         return opened(name, path)
     return load_stored(name, path, safe_mode=safe_mode, compiled=compiled)

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from .. import _tensorflow
-from ..runners.location import BadSource
 from ..runners.protocol import Compiled, Runner
-from .manifest import GRAPH, DamagedPack, Manifest, Weight, made_elsewhere, read_manifest
+from .manifest import GRAPH, DamagedPack, Manifest, Weight, check_versions, read_manifest
 
 
 class PackRunner(Runner):
@@ -42,8 +41,7 @@ def opened(name: str, folder: str) -> PackRunner:
         BadSource: other versions made it.
     """
     folder = os.path.expanduser(folder)
-    if why := made_elsewhere(read_manifest(folder)):
-        raise BadSource(why)
+    check_versions(read_manifest(folder))
     return PackRunner(name, folder)
 
 

@@ -181,8 +181,7 @@ def find_or_make(
     kind = location.check(path, safe_mode=safe_mode)
     path = os.path.expanduser(path)
     if kind is Kind.PACK:
-        if why := manifest.made_elsewhere(manifest.verify(path)):
-            raise location.BadSource(why)
+        manifest.check_versions(manifest.verify(path))
         return Found(path, fingerprint.content(path))
     if kind in (Kind.FUNCTION, Kind.REMOTE):
         raise CannotPack("only a file or folder on this machine can be seen to have changed")

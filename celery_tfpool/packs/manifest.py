@@ -16,6 +16,7 @@ from typing import Any
 
 from ..runners import tf_state
 from ..runners.inputs import Inputs, inputs_of_json
+from ..runners.location import BadSource
 from ..runners.protocol import CannotPack
 from ..runners.spec import Port
 from ..runners.structure import CannotEncode, structure_of_json, structure_to_json
@@ -167,6 +168,16 @@ def made_elsewhere(manifest: Manifest) -> str:
         f"the pack was made by {by}; here is {with_}. "
         "Make it again: celery tfpool pack, with the versions that are to use it"
     )
+
+
+def check_versions(manifest: Manifest) -> None:
+    """See whether a pack that a user gives as a model may be used here.
+
+    Raises:
+        BadSource: other versions made it.
+    """
+    if why := made_elsewhere(manifest):
+        raise BadSource(why)
 
 
 def verify(folder: str) -> Manifest:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 
 from celery.utils.log import get_logger
 
+from .. import _tensorflow
 from ..errors import SettingsError
 from ..packs.fingerprint import Content
 from ..predictors.client import Predictors
+from ..processes import say_what_is_gone
 from ..runners import location, tf_state
 from ..runners.convert import short
 from ..runners.location import Kind
@@ -82,7 +84,7 @@ def threads(settings: Settings, *, cores: int, processes: int) -> tuple[int, int
 
 
 def preimport() -> None:
-    """Import TensorFlow here, for all children.
+    """Import TensorFlow here, for all children, and say which private names it lacks.
 
     Raises:
         SettingsError: it cannot be imported.
@@ -92,6 +94,7 @@ def preimport() -> None:
     except Exception as exc:  # a broken installation fails in many ways
         reason = f"{type(exc).__name__}: {short(exc)}"
         raise SettingsError(f"  tf_model_path: TensorFlow or Keras cannot be imported: {reason}") from exc
+    say_what_is_gone(_tensorflow.gone(), "TensorFlow")
     if threads and not tf_state.evidence():
         logger.warning(
             "importing TensorFlow and Keras started native threads (%s), which children will not have. "

@@ -16,7 +16,7 @@ from celery import bootsteps
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 
-from .. import _celery, _tensorflow
+from .. import _celery
 from ..errors import SettingsError
 from ..packs import build, fingerprint, manifest
 from ..packs.build import Packing
@@ -58,7 +58,6 @@ class Models(bootsteps.StartStopStep):  # type: ignore[misc]
         settings = replace(settings, model_path=tuple(map(absolute, settings.model_path)))
         if settings.preimport and settings.model_path and not all_predicted_elsewhere(settings):
             preimport()
-            say_what_is_gone(_tensorflow.gone(), "TensorFlow")
         w.pool.plan = plan(
             settings,
             processes=w.max_concurrency or w.concurrency,
@@ -92,22 +91,11 @@ def check_models(settings: Settings) -> None:
     for name, path, *_ in settings.model_path:
         try:
             if location.check(path, safe_mode=settings.safe_mode) is Kind.PACK:
-                check_pack(os.path.expanduser(path))
+                manifest.check_versions(manifest.read_manifest(os.path.expanduser(path)))
         except (location.BadSource, manifest.DamagedPack) as exc:
             problems.append(f"  tf_model_path: model {name!r} at {path!r}: {exc}")
     if problems:
         raise SettingsError("\n".join(problems))
-
-
-def check_pack(folder: str) -> None:
-    """See whether the user's own pack may be used here.
-
-    Raises:
-        BadSource: other versions have made it.
-        DamagedPack: it has no manifest that can be read.
-    """
-    if why := manifest.made_elsewhere(manifest.read_manifest(folder)):
-        raise location.BadSource(why)
 
 
 def pack_models(pool: TFPrefork, app: Any) -> list[Packing]:

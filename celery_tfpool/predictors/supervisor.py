@@ -46,7 +46,7 @@ from .statistics import Statistics
 logger = logging.getLogger(__name__)
 
 #: Seconds between two looks at whether the worker should stop.
-_TICK = 0.2
+_TICK = 0.02
 
 
 class CannotStart(TFPoolError):
@@ -114,7 +114,7 @@ class Supervisor:
                 tick()
                 if self._gave_up:
                     raise CannotStart(self._gave_up)
-                time.sleep(_TICK / 10)
+                time.sleep(_TICK)
             self._is_started = True
         except BaseException:
             self.stop()
