@@ -88,6 +88,15 @@ def hidden(x: Any) -> Any:
     return ops.concatenate([1e6 * x[:, :1], x[:, 1:] - ops.mean(x[:, 1:], axis=0, keepdims=True)], axis=1)
 
 
+def masked() -> Any:
+    """Loops over time, reduces and sorts along all axes but that of rows."""
+    words = layers.Input((None,), dtype="int32")
+    x = layers.Embedding(20, 8, mask_zero=True)(words)
+    x = layers.LSTM(4, return_sequences=True)(x)
+    x = layers.MultiHeadAttention(2, 4)(x, x, use_causal_mask=True)
+    return keras.Model(words, layers.Dense(1)(layers.GlobalAveragePooling1D()(x)))
+
+
 MODELS = {
     "dense": (lambda: chain((3,), layers.Dense(2)), None),
     "convolution": (lambda: chain((8, 8, 2), layers.Conv2D(3, 3), layers.Flatten(), layers.Dense(1)), None),
@@ -104,6 +113,48 @@ MODELS = {
         lambda: functional(lambda x: ops.cast(x[:, 0] > ops.mean(x[:, 0]), "int32")),
         Reason.DEPENDENT,
     ),
+    "a branch from some value on": (
+        lambda: chain((3,), Function(lambda x: tf.cond(x[0, 0] > 1e6, lambda: x * 0, lambda: x))),
+        Reason.MIXING,
+    ),
+    "a loop as long as any number is large": (
+        lambda: chain(
+            (3,), Function(lambda x: tf.while_loop(lambda y: tf.reduce_max(y) > 1e6, lambda y: (y / 2,), (x,))[0])
+        ),
+        Reason.MIXING,
+    ),
+    "divided by 255 or more": (lambda: functional(lambda x: x / ops.maximum(ops.max(x), 255.0)), Reason.DEPENDENT),
+    "divided by a million or more": (lambda: functional(lambda x: x / ops.maximum(ops.max(x), 1e6)), Reason.DEPENDENT),
+    "nothing, if one is no number": (
+        lambda: functional(lambda x: ops.where(ops.any(ops.isnan(x)), x * 0, x)),
+        Reason.DEPENDENT,
+    ),
+    "nothing, if one is infinite": (
+        lambda: functional(lambda x: ops.where(ops.any(ops.isinf(x)), x * 0, x)),
+        Reason.MIXING,
+    ),
+    "whole numbers above a limit": (
+        lambda: functional(lambda x: x * ops.cast(ops.max(x) < 1000, "int32"), dtype="int32"),
+        Reason.MIXING,
+    ),
+    "sorted among rows, if large": (
+        lambda: functional(lambda x: ops.where(x > 1e6, ops.sort(x, axis=0), x)),
+        Reason.MIXING,
+    ),
+    "the mean of a column, if large": (
+        lambda: functional(lambda x: x * ops.cast(ops.mean(ops.sign(x[:, 0] - 1e6), axis=-1) < 0, "float32")),
+        Reason.DEPENDENT,
+    ),
+    "the largest of a column of whole numbers": (
+        lambda: functional(lambda x: x * ops.cast(ops.max(x[:, 0], axis=-1) < 1000, "int32"), dtype="int32"),
+        Reason.MIXING,
+    ),
+    "a mask, attention": (lambda: masked(), None),
+    "images of any size": (
+        lambda: chain((None, None, 2), layers.Conv2D(2, 3), layers.GlobalMaxPooling2D(), layers.Dense(1)),
+        None,
+    ),
+    "the largest of its row": (lambda: functional(lambda x: ops.top_k(x - ops.max(x, axis=-1, keepdims=True), 2)), None),
     "sum of all": (lambda: functional(ops.sum), Reason.NO_ROWS),
     "rows squeezed": (lambda: functional(lambda x: ops.reshape(x, (-1,))), Reason.NO_ROWS),
     "noise": (lambda: chain((3,), Noise()), Reason.RANDOM),
@@ -136,7 +187,7 @@ def served(model: Any, *, max_size: int = 8, budget: float = 1e9, **options: Any
 def computed(model: ServedModel, x: Any, batch_size: int | None = 32) -> Any:
     """As a predictor would, alone."""
     values = [x] if model.runner.inputs else x
-    call = model.prepare(values, batch_size) or model.prepare_slowly(values, batch_size)
+    call = model.prepare(values, batch_size) or model.prepare_slowly(values, batch_size, 30.0)
     size = call.rows if call.is_whole else min(call.rows, call.batch_size or call.rows)
     pieces = [run([Part(call, start, start + size)])[0] for start in range(0, call.rows, size)]
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
@@ -249,10 +300,17 @@ class Subclassed(keras.Model):
         return self._function(x)
 
 
+def asked(model: ServedModel, x: Any, *, seconds: float = 0.01, time_left: float = 30.0, alone: bool = False) -> Call:
+    """The call of one request, which takes so long."""
+    call = model.prepare(x, None, alone=alone) or model.prepare_slowly(x, None, time_left, alone=alone)
+    model.took(call.compiled, seconds)
+    return call
+
+
 def key_of(model: ServedModel, x: Any) -> Any:
-    call = model.prepare(x, None) or model.prepare_slowly(x, None)
-    assert isinstance(call, Call)
-    return call.key
+    """Of the second request like ``x``; the first shares no call."""
+    assert asked(model, x).key is None
+    return asked(model, x).key
 
 
 @pytest.mark.parametrize(
@@ -263,10 +321,11 @@ def key_of(model: ServedModel, x: Any) -> Any:
         (tf.reduce_sum, Reason.NO_ROWS),
         (lambda x: x * tf.random.uniform(tf.shape(x)), Reason.RANDOM),
         (lambda x: tf.numpy_function(np.negative, [x], tf.float32), Reason.PYTHON),
+        (lambda x: tf.cond(tf.reduce_max(x) > 1e6, lambda: x * 0, lambda: x), Reason.MIXING),
     ],
 )
-def test_first_request_of_a_subclassed_model(function: Any, reason: Reason | None) -> None:
-    """It shows whether the next ones may share a call."""
+def test_first_requests_of_a_subclassed_model(function: Any, reason: Reason | None) -> None:
+    """They show whether the next ones may share a call."""
     model = served(Subclassed(function))
     assert Reason.NOT_TRIED == model.alone
     x = np.ones((2, 3), "float32")
@@ -274,7 +333,7 @@ def test_first_request_of_a_subclassed_model(function: Any, reason: Reason | Non
     assert (key_of(model, x) is None) == (reason is not None)
     assert reason == model.alone
     assert model.prepare(x, None) is not None  # no other trial
-    assert key_of(model, x) == key_of(model, x + 1)
+    assert asked(model, x).key == asked(model, x + 1).key
 
 
 @pytest.mark.parametrize("x", [np.array([["a"], ["b"]], object), np.ones((2, 3), bool)])
@@ -289,7 +348,28 @@ def test_each_trace_is_tried() -> None:
     model = served(Subclassed(lambda x: x * 2 if x.shape.rank == 2 else x - tf.reduce_mean(x, axis=0)))
     assert key_of(model, np.ones((2, 3), "float32")) is not None
     assert key_of(model, np.ones((2, 3, 1), "float32")) is None
-    assert key_of(model, np.ones((2, 3), "float32")) is not None
+    assert asked(model, np.ones((2, 3), "float32")).key is not None
+
+
+def test_slow_subclassed_model() -> None:
+    """Nobody's answer comes too late because of a trial."""
+    calls: list[int] = []
+
+    def counted(x: Any) -> Any:
+        calls.append(1)
+        return x * 2
+
+    model, x = served(Subclassed(counted)), np.ones((2, 3), "float32")
+    assert asked(model, x, seconds=2.0).key is None
+    assert Reason.NOT_TRIED == model.alone
+    # Who is asked again alone, after a death, waits for no trial, however short it is.
+    assert asked(model, x, seconds=2.0, time_left=3600.0, alone=True).key is None
+    assert Reason.NOT_TRIED == model.alone
+    assert asked(model, x, seconds=2.0, time_left=30.0).key is None
+    assert Reason.NO_TIME == model.alone
+    assert 'set "batch": True' in model.why_alone()
+    assert model.prepare(x, None) is not None  # and no request waits for one later
+    assert [1] == calls  # the trace
 
 
 def test_state_of_a_subclassed_model() -> None:

@@ -60,12 +60,16 @@ def _to_disk(path: str) -> None:
 
 def _functions(concrete: Any) -> tuple[Any, str]:
     """A GraphDef with the function and all that it calls, under names that nobody else has; and its own name."""
-    graph_def = concrete.graph.as_graph_def()
+    graph_def = concrete.graph.as_graph_def(add_shapes=True)
     main = concrete.function_def
+    shapes = {node.name: node.attr["_output_shapes"] for node in graph_def.node}
     graph_def.ClearField("node")
     del graph_def.library.gradient[:]
     if main.signature.name not in [function.signature.name for function in graph_def.library.function]:
         graph_def.library.function.append(main)
+        for node in graph_def.library.function[-1].node_def:
+            if node.name in shapes:
+                node.attr["_output_shapes"].CopyFrom(shapes[node.name])
     for node in _nodes(graph_def):
         if node.op in _PYTHON_OPS:
             raise CannotPack(f"its graph calls a Python function (node {node.name!r}, {node.op})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +25,11 @@ def compute(parts: Sequence[Part[Request]], *, in_one_thread: bool) -> tuple[lis
         return [_prepared(request)], 0
     calls = [Part(part.request.call, part.start, part.stop) for part in parts if part.request.call is not None]
     model = calls[0].request.model
+    started = time.monotonic()
     try:
-        return model_calls.run(calls, in_one_thread=in_one_thread), 1
+        results = model_calls.run(calls, in_one_thread=in_one_thread)
+        model.took(calls[0].request.compiled, time.monotonic() - started)
+        return results, 1
     except NotByRows:
         model.has_no_rows(calls[0].request.compiled)
     except BaseException as exc:  # anything at all may come out of a model
@@ -43,7 +47,8 @@ def compute(parts: Sequence[Part[Request]], *, in_one_thread: bool) -> tuple[lis
 
 def _prepared(request: Request) -> Any:
     try:
-        return request.model.prepare_slowly(request.x, request.batch_size, alone=request.alone)
+        time_left = request.deadline - time.monotonic()
+        return request.model.prepare_slowly(request.x, request.batch_size, time_left, alone=request.alone)
     except BaseException as exc:  # whatever the model's own code raises is the answer
         return exc
 

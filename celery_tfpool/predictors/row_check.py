@@ -15,12 +15,21 @@ from typing import Any
 import numpy as np
 
 from ..runners.compare import are_close, precision_of
+from ..runners.convert import short
 from ..runners.protocol import Compiled
 from ..runners.spec import Port
+from .row_mixing import mixes_rows
 
 #: Rows of a trial, and how large their numbers are; where these are too much, the others.
 ROWS = 3
 SCALES = ((1.0, 4.0, -2.0), (1.0, 0.5, 0.25))
+#: The same once more, of what only some models can take: as large as pixels, larger, and no numbers.
+WIDE = (300.0, 1e4, float("nan"))
+#: By how much coarser the comparison of these is: rounding grows in a deep network that was not made for them.
+_COARSE = 256.0
+
+#: Up to such a scale whole numbers are 0 and 1.
+_NARROW = 10.0
 
 #: Operations that call back into Python.
 _PYTHON = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
@@ -40,17 +49,23 @@ class Reason(Enum):
     NO_NOISE = "it takes strings or booleans, with which no trial can be made"
     NOT_TRIED = "it has not been tried yet: its first request shows what it takes"
     TRIAL_FAILED = "a trial with three rows failed"
-    NO_TIME = "it is too slow to be tried while the worker starts"
+    MIXING = "it may look at several rows together where a trial has not shown it"
+    NO_TIME = "it is too slow to be tried"
 
     @property
     def is_known(self) -> bool:
         """Whether it is a fact of the model or of the settings, and not a lack of knowledge."""
-        return self not in (Reason.PYTHON, Reason.NO_NOISE, Reason.NOT_TRIED, Reason.TRIAL_FAILED, Reason.NO_TIME)
+        return self not in _NOT_KNOWN
 
     @property
     def is_absolute(self) -> bool:
         """Whether even ``batch = True`` changes nothing: the rows cannot be put together or told apart."""
         return self in (Reason.SIZE, Reason.FIXED_ROWS, Reason.NO_ROWS)
+
+
+_NOT_KNOWN = {
+    *(Reason.PYTHON, Reason.NO_NOISE, Reason.NOT_TRIED, Reason.TRIAL_FAILED, Reason.MIXING, Reason.NO_TIME),
+}
 
 
 # -- what the graph tells --------------------------------------------------------
@@ -72,13 +87,23 @@ def of_graph(compiled: Compiled, inputs: Sequence[Port]) -> Reason | None:
     return Reason.PYTHON if operations & _PYTHON else None
 
 
+#: Operations that change a variable, a table, a queue, or the state of random numbers; and how others begin.
+_WRITING = {
+    *("ResourceStridedSliceAssign", "LookupTableRemoveV2", "RngSkip", "RngReadAndSkip", "CountUpTo"),
+    *("ResourceCountUpTo", "ScatterAdd", "ScatterSub", "ScatterMul", "ScatterDiv", "ScatterMin", "ScatterMax"),
+    *("ScatterUpdate", "ScatterNdAdd", "ScatterNdSub", "ScatterNdUpdate", "ScatterNdMax", "ScatterNdMin"),
+    *("StatefulStandardNormal", "StatefulStandardNormalV2", "StatefulUniform", "StatefulUniformFullInt"),
+    *("StatefulUniformInt", "StatefulTruncatedNormal", "StatefulRandomBinomial"),
+}
+_WRITING_BEGIN = (
+    *("Assign", "ResourceScatter", "ResourceApply", "ResourceSparseApply", "LookupTableInsert", "LookupTableImport"),
+    *("QueueEnqueue", "QueueDequeue", "StackPush", "StackPop", "Stage", "Unstage", "MapStage", "OrderedMap"),
+    *("MutableHashTable", "MutableDenseHashTable", "Barrier", "Iterator", "TensorForest", "Apply", "SparseApply"),
+)
+
+
 def _writes(operation: str) -> bool:
-    """Whether an operation changes a variable, a table, or the state of random numbers."""
-    return (
-        operation.startswith(("Assign", "ResourceScatter", "ResourceApply", "LookupTableInsert", "LookupTableImport"))
-        or operation in ("ResourceStridedSliceAssign", "LookupTableRemoveV2", "RngSkip", "RngReadAndSkip", "CountUpTo")
-        or operation in ("ResourceCountUpTo", "StatefulStandardNormalV2", "StatefulUniform", "StatefulUniformFullInt")
-    )
+    return operation in _WRITING or operation.startswith(_WRITING_BEGIN)
 
 
 # -- what a trial shows ----------------------------------------------------------
@@ -94,7 +119,7 @@ def noise(inputs: Sequence[Port], scales: Sequence[float]) -> list[Any] | None:
             return None
         shape = (ROWS, *row.shape[1:])
         if row.dtype.kind in "iu":  # of which any may be out of bounds, but for the first two
-            drawn = random.integers(0, 2, shape)
+            drawn = random.integers(0, 2 if max(scales) <= _NARROW else 100, shape)
         else:
             drawn = random.random(shape) * np.reshape(scales, (ROWS, *[1] * (len(shape) - 1)))
         values.append(drawn.astype(row.dtype))
@@ -118,15 +143,56 @@ def like(values: Sequence[Any]) -> list[Any] | None:
     return made
 
 
-def of_trial(compiled: Compiled, values: Sequence[Any]) -> Reason | None:
+def with_noise(compiled: Compiled, inputs: Sequence[Port], has_time: bool) -> tuple[Reason | None, str]:
+    """What trials with noise say, if there is time for them; and what became of one that failed."""
+    reason, detail = None, ""
+    for scales in SCALES:
+        values = noise(inputs, scales)
+        if values is None or not has_time:
+            return Reason.NO_NOISE if values is None else Reason.NO_TIME, ""
+        reason, detail = _tried(compiled, values)
+        if reason is not Reason.TRIAL_FAILED:
+            break
+    if reason is None:
+        of_wide, _ = _tried(compiled, noise(inputs, WIDE) or (), _COARSE)
+        reason = of_wide if of_wide is not Reason.TRIAL_FAILED else None  # few models take such numbers
+    return _unless_mixing(compiled, reason, detail)
+
+
+def with_request(compiled: Compiled, values: Sequence[Any], has_time: bool) -> tuple[Reason | None, str]:
+    """What a trial with rows like those of a real request says, if there is time for it; and why one failed."""
+    rows = like(values)
+    if rows is None or not has_time:
+        return Reason.NO_NOISE if rows is None else Reason.NO_TIME, ""
+    return _unless_mixing(compiled, *_tried(compiled, rows))
+
+
+def _tried(compiled: Compiled, values: Sequence[Any], coarse: float = 1.0) -> tuple[Reason | None, str]:
+    try:
+        return of_trial(compiled, values, coarse), ""
+    except Exception as exc:  # the values are not for every model
+        return Reason.TRIAL_FAILED, f"{type(exc).__name__}: {short(exc)}"
+
+
+def _unless_mixing(compiled: Compiled, reason: Reason | None, detail: str) -> tuple[Reason | None, str]:
+    """``reason``; where there is none, what of the graph the trial may not have shown."""
+    if reason is None and (found := mixes_rows(compiled.graph_def())):
+        return Reason.MIXING, found
+    return reason, detail
+
+
+def of_trial(compiled: Compiled, values: Sequence[Any], coarse: float = 1.0) -> Reason | None:
     """Whether three rows that are computed together give what each of them gives alone; None when they do.
+
+    Args:
+        coarse: by how much coarser than rounding the comparison is.
 
     Raises:
         Exception: whatever the model says of these rows.
     """
     import keras
 
-    precision = precision_of(compiled)
+    precision = coarse * precision_of(compiled)
 
     def call(start: int, stop: int) -> list[Any]:
         return [np.asarray(leaf) for leaf in keras.tree.flatten(compiled(*(value[start:stop] for value in values)))]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Any
 
 from ..runners.convert import short
@@ -24,10 +25,22 @@ from .tuning import Tuning
 
 logger = logging.getLogger(__name__)
 
-#: Calls of one row that a trial takes as long as.
-_TRIAL = 6
+#: Calls of one row that a trial takes as long as; and where the time of a call is known by a larger one.
+_TRIAL, _TRIAL_LIKE = 12, 10
+#: The part of the time that somebody still waits, which a trial may take of it.
+_OF_HIS_TIME = 0.5
 #: How to let requests of a model share a call all the same.
 _ALLOW = '. To batch them all the same, set "batch": True of this model in tf_model_path'
+
+
+@dataclass
+class _Trace:
+    """One trace of a model that does not say what it takes, and why requests like those it was made for go alone."""
+
+    compiled: Compiled
+    reason: Reason | None
+    #: Of its slowest call so far.
+    seconds: float = 0.0
 
 
 class ServedModel:
@@ -52,8 +65,8 @@ class ServedModel:
         #: Whether each call is sure to be over in a moment.
         self.is_quick = False
         self._compiled = runner.compiled() if runner.inputs and not self.only_here else None
-        #: Of a model that does not say what it takes: each trace that was looked at, and why it goes alone.
-        self._traces: dict[int, tuple[Compiled, Reason | None]] = {}
+        #: Of a model that does not say what it takes.
+        self._traces: dict[int, _Trace] = {}
         #: The same in one thread, where each thread computes batches of its own.
         self.in_one_thread: Compiled | None = None
 
@@ -75,12 +88,13 @@ class ServedModel:
             return
         of_graph = row_check.of_graph(self._compiled, self.runner.inputs)
         self.alone = self.alone or self._unless_allowed(of_graph)
-        if of_graph is Reason.STATE:
-            return  # each call moves it, and the first is to be that of the first request
+        if of_graph in (Reason.STATE, Reason.PYTHON):
+            return  # a call may move a state, and the first is to be that of the first request
         tuning = Tuning(self.runner, self._compiled, self.max_size, self._threads, budget)
         seconds = tuning.first_call()
         if self.alone is None and self._batch == "auto":
-            self.alone = self._tried(tuning.has_time(_TRIAL * (seconds or 0.0)))
+            has_time = tuning.has_time(_TRIAL * (seconds or 0.0))
+            self.alone, self.detail = row_check.with_noise(self._compiled, self.runner.inputs, has_time)
         if seconds is not None:
             tuning.tune(seconds, computing, is_batched=self.alone is None)
         self._compiled, self.in_one_thread, self.max_size = tuning.compiled, tuning.in_one_thread, tuning.max_size
@@ -89,26 +103,6 @@ class ServedModel:
     def _unless_allowed(self, reason: Reason | None) -> Reason | None:
         """``reason``, unless ``batch = True`` makes it void."""
         return None if self._batch is True and reason and not reason.is_absolute else reason
-
-    def _tried(self, has_time: bool) -> Reason | None:
-        """What a trial with noise says, if there is time for one."""
-        assert self._compiled is not None
-        reason: Reason | None = Reason.NO_NOISE
-        for scales in row_check.SCALES:
-            values = row_check.noise(self.runner.inputs, scales)
-            if values is None or not has_time:
-                return Reason.NO_NOISE if values is None else Reason.NO_TIME
-            reason = self._trial(self._compiled, values)
-            if reason is not Reason.TRIAL_FAILED:
-                break
-        return reason
-
-    def _trial(self, compiled: Compiled, values: list[Any]) -> Reason | None:
-        try:
-            return row_check.of_trial(compiled, values)
-        except Exception as exc:  # the values are not for every model
-            self.detail = f"{type(exc).__name__}: {short(exc)}"
-            return Reason.TRIAL_FAILED
 
     def why_alone(self) -> str:
         """Why requests are not batched, and how to allow it, for the log; empty when they are."""
@@ -150,14 +144,21 @@ class ServedModel:
                 values = self.runner.fit_flat(x)
             else:
                 traced = self.runner.traced(x) if isinstance(self.runner, FreeRunner) else None
-                if traced is None or id(traced[0]) not in self._traces:
+                if traced is None or (trace := self._traces.get(id(traced[0]))) is None:
                     return None
-                compiled, values = traced
-                reason = self._traces[id(compiled)][1]
+                (compiled, values), reason = traced, trace.reason
+                if reason is Reason.NOT_TRIED and not alone:
+                    return None
             return self._call_of(compiled, values, batch_size, reason, alone)
 
-    def prepare_slowly(self, x: Any, batch_size: int | None, *, alone: bool = False) -> Call:
+    def prepare_slowly(self, x: Any, batch_size: int | None, time_left: float, *, alone: bool = False) -> Call:
         """As `prepare`, for a model that does not say what it takes: trace it, and look at the trace.
+
+        The first request for a trace is computed alone, which shows how long that takes.  Trials are made before the
+        next one, if they are over soon enough for it.
+
+        Args:
+            time_left: seconds that somebody still waits for the answer.
 
         Raises:
             InvalidInputError: ``x`` does not fit.
@@ -165,32 +166,43 @@ class ServedModel:
         """
         with self.runner.refusal():
             compiled, values = self.runner.prepare(x)
-            if id(compiled) not in self._traces:
-                self._traces[id(compiled)] = compiled, self._look_at(compiled, values)
-            return self._call_of(compiled, values, batch_size, self._traces[id(compiled)][1], alone)
+            trace = self._traces.get(id(compiled))
+            if trace is None:
+                trace = self._traces[id(compiled)] = _Trace(compiled, self._without_trial(compiled))
+                if trace.reason is not Reason.NOT_TRIED:
+                    self._note_trace(trace.reason)
+            elif trace.reason is Reason.NOT_TRIED and trace.seconds and not alone:
+                has_time = _TRIAL_LIKE * trace.seconds < _OF_HIS_TIME * time_left
+                trace.reason, self.detail = row_check.with_request(compiled, values, has_time)
+                self._note_trace(trace.reason)
+            return self._call_of(compiled, values, batch_size, trace.reason, alone)
 
-    def _look_at(self, compiled: Compiled, values: list[Any]) -> Reason | None:
-        """Why requests like this one may not share a call of ``compiled``."""
+    def took(self, compiled: Compiled, seconds: float) -> None:
+        """A call of ``compiled`` has taken so long."""
+        if (trace := self._traces.get(id(compiled))) is not None:
+            trace.seconds = max(trace.seconds, seconds)
+
+    def _without_trial(self, compiled: Compiled) -> Reason | None:
+        """Why requests may not share a call of ``compiled``, as far as that is known without a trial."""
         if self.alone in (Reason.SIZE, Reason.REFUSED):
             return self.alone
         reason = self._unless_allowed(row_check.of_graph(compiled, ()))
-        if reason is None and self._batch == "auto":
-            rows = row_check.like(values)
-            reason = Reason.NO_NOISE if rows is None else self._trial(compiled, rows)
+        return Reason.NOT_TRIED if reason is None and self._batch == "auto" else reason
+
+    def _note_trace(self, reason: Reason | None) -> None:
         self.alone = reason
         logger.log(
             logging.WARNING if reason and not reason.is_known else logging.INFO,
-            "model %r: after its first request: %s",
+            "model %r: after its first requests: %s",
             self.name,
-            f"requests are not batched: {self.why_alone()}" if reason else "requests like it are batched",
+            f"requests are not batched: {self.why_alone()}" if reason else "requests like them are batched",
         )
-        return reason
 
     def has_no_rows(self, compiled: Compiled) -> None:
         """A batch of ``compiled`` has shown that its outputs cannot be divided: from now on all go alone."""
         self.alone = Reason.NO_ROWS
-        if id(compiled) in self._traces:
-            self._traces[id(compiled)] = compiled, Reason.NO_ROWS
+        if (trace := self._traces.get(id(compiled))) is not None:
+            trace.reason = Reason.NO_ROWS
         logger.warning("model %r: requests are not batched from now on: %s", self.name, self.why_alone())
 
     def _call_of(

@@ -13,7 +13,7 @@ from typing import Any
 
 from .convert import arrays, is_plain
 from .inputs import Structured
-from .protocol import CannotPack, Compiled, Runner
+from .protocol import CannotPack, Compiled, Runner, graph_def_of
 from .spec import Port, port_of
 
 
@@ -79,7 +79,7 @@ class KerasRunner(Runner):
 
         signature = [tf.TensorSpec(port.shape, port.dtype) for port in ports]
         concrete = tf.function(step, input_signature=signature, autograph=False).get_concrete_function()
-        return Compiled(concrete, concrete.structured_outputs, concrete.graph.as_graph_def)
+        return Compiled(concrete, concrete.structured_outputs, graph_def_of(concrete))
 
 
 def overrides(model: Any, *methods: str) -> bool:

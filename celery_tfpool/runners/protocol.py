@@ -8,6 +8,7 @@ and called is for its subclasses in `keras_runner`, `free_runner` and
 from __future__ import annotations
 
 import contextlib
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,11 @@ BATCH_SIZE = 32
 
 #: Gives the GraphDef of a traced function.
 GraphDefOf = Callable[[], Any]
+
+
+def graph_def_of(concrete: Any) -> GraphDefOf:
+    """Gives the GraphDef of a concrete function, with the shapes of its tensors."""
+    return functools.partial(concrete.graph.as_graph_def, add_shapes=True)
 
 
 class CannotPack(Exception):

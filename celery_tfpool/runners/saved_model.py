@@ -13,7 +13,7 @@ from typing import Any
 from .. import _tensorflow
 from . import location
 from .inputs import Named
-from .protocol import Compiled, Runner
+from .protocol import Compiled, Runner, graph_def_of
 from .spec import port_of
 
 
@@ -31,7 +31,7 @@ class SignatureRunner(Runner):
         self._inputs = Named([port_of(spec, key) for key, spec in inputs.items()], _orders(self._loaded))
         self.inputs = self._inputs.ports
         self.outputs = [port_of(spec, key) for key, spec in outputs.items()]
-        self._compiled = Compiled(self._call, _only(outputs), self._signature.graph.as_graph_def)
+        self._compiled = Compiled(self._call, _only(outputs), graph_def_of(self._signature))
 
     def compiled(self) -> Compiled:
         """The signature."""
@@ -43,7 +43,7 @@ class SignatureRunner(Runner):
 
         signature = [tf.TensorSpec(port.shape, port.dtype) for port in self.inputs]
         concrete = tf.function(self._call, input_signature=signature, autograph=False).get_concrete_function()
-        return self._inputs, Compiled(concrete, concrete.structured_outputs, concrete.graph.as_graph_def)
+        return self._inputs, Compiled(concrete, concrete.structured_outputs, graph_def_of(concrete))
 
     def variables(self) -> list[Any]:
         """Those that the signature uses."""
