@@ -13,7 +13,12 @@ import importlib
 import logging
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from typing import Any
@@ -22,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 #: So many children in a row that end before they are ready stop the worker.
 MAX_FAILED_STARTS = 3
+#: Seconds between two looks at whether the worker should stop.
+_TICK = 0.02
+#: Held while this process starts another.
+_starting = threading.Lock()
 #: Seconds between a child's own deadline and worker main's next harder means.
 GRACE = 5.0
 
@@ -82,12 +91,57 @@ def allowed_to_start() -> Iterator[None]:
     """
     _forget_forkserver_of_parent()
     config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
-    daemon = config.pop("daemon", None)
-    try:
-        yield
-    finally:
-        if daemon is not None:
-            config["daemon"] = daemon
+    with _starting:
+        daemon = config.pop("daemon", None)
+        try:
+            yield
+        finally:
+            if daemon is not None:
+                config["daemon"] = daemon
+
+
+def _let_fork_start() -> None:
+    global _starting
+    _starting = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_let_fork_start)
+
+
+def start(process: Any, tick: Callable[[], None], timeout: float) -> None:
+    """Start a process of `multiprocessing`, without waiting for ever for a forkserver that does not answer.
+
+    Args:
+        tick: called all the while; whatever it raises ends the wait.
+        timeout: seconds until the forkserver is killed, which the next start replaces.
+
+    Raises:
+        TimeoutError: the process is not started by then.
+    """
+    with ThreadPoolExecutor(1, "starter") as thread:
+
+        def start_it() -> None:
+            with allowed_to_start():
+                process.start()
+
+        starting, deadline = thread.submit(start_it), time.monotonic() + timeout
+        try:
+            while not futures.wait([starting], _TICK).done:
+                tick()
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"the forkserver has not started it within {timeout:g} s")
+        except BaseException:
+            end_forkserver()  # or this thread would not end either
+            raise
+        starting.result()
+
+
+def end_forkserver() -> None:
+    """Kill the forkserver of this process, which does not answer; whoever waits for its answer sees that it is gone."""
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server._forkserver_pid, signal.SIGKILL)
 
 
 def _forget_forkserver_of_parent() -> None:

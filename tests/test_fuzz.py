@@ -5,16 +5,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
-import resource
 import struct
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from celery_tfpool.predictors.codec import CannotDecode, decode, encode
+from celery_tfpool.predictors.conversation import Conversation
 from celery_tfpool.predictors.framing import BadMessage, Reader, message
+from celery_tfpool.predictors.messages import AskPrediction, Outputs, Refusal, head_of
+from celery_tfpool.predictors.scheduler import Scheduler
+from celery_tfpool.settings import Settings
 
 MESSAGES = int(os.environ.get("TFPOOL_FUZZ_MESSAGES", "20000"))
 MAX_BODY = 1 << 20
@@ -31,11 +38,16 @@ STRUCTURES: list[Any] = [
 ODD = [None, True, -1, 0, 1, 2**31, 2**63, 2**64, 1e400, 0.5, "", "O", "string", "float32", [], {}, [[]], {"leaf": []}]
 
 
+def asking(description: Any, number: int = 1) -> dict[str, Any]:
+    question = AskPrediction(number, "m", description, None, alone=False, again=False, deadline=1e9, limit=None)
+    return question.to_json()
+
+
 def valid() -> list[tuple[dict[str, Any], bytes]]:
     found = []
     for structure in STRUCTURES:
         description, body = encode(structure)
-        found.append(({"do": "predict", "id": 1, "model": "m", "x": description}, b"".join(map(bytes, body))))
+        found.append((asking(description), b"".join(map(bytes, body))))
     return found
 
 
@@ -93,7 +105,8 @@ def test_fuzz() -> None:
     """Nothing but a refusal in one of two ways, and bounded memory."""
     seed = int(os.environ.get("TFPOOL_FUZZ_SEED", "1"))
     chance, samples = random.Random(seed), valid()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    process = psutil.Process()
+    before, largest = process.memory_info().rss, 0
     whole = refused = 0
     reader = Reader(MAX_BODY)
     for number in range(MESSAGES):
@@ -107,8 +120,120 @@ def test_fuzz() -> None:
             reader = Reader(MAX_BODY)
         except BaseException as exc:
             raise AssertionError(f"message {number} of TFPOOL_FUZZ_SEED={seed}: {data!r}") from exc
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        if number % 100 == 0:
+            largest = max(largest, process.memory_info().rss)
+    grown = largest - before
     print(f"{MESSAGES} messages: {whole} whole, {refused} refused; grown by {grown / 2**20:.0f} MB")
     assert whole > MESSAGES / 10
     assert refused > MESSAGES / 10
     assert grown < MOST
+
+
+# -- a predictor that gets them --------------------------------------------------------------
+
+
+class Peer(asyncio.Transport):
+    """What a predictor says, and whether it has closed the connection; the other end is these tests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reader, self.is_closed = Reader(), False
+        self.heads: list[Any] = []
+
+    def write(self, data: Any) -> None:
+        left = memoryview(bytes(data))
+        while left:
+            buffer = self.reader.buffer()
+            size = min(len(buffer), len(left))
+            buffer[:size], left = left[:size], left[size:]
+            self.heads += [(head_of(head), body) for head, body in self.reader.received(size)]
+
+    def abort(self) -> None:
+        self.is_closed = True
+
+
+#: Each field of a question, right or not.
+FIELDS: dict[str, list[Any]] = {
+    "id": [1, 0, 2**63 - 1, -1, 2**63, 2**70, True, 1.0, 1e400, "1", None, [1]],
+    "model": ["m", "n", "", None, 3, ["m"], {}],
+    "batch_size": [None, 1, 32, 2**62, 0, -5, True, 2.5, "x", 1e400],
+    "alone": [False, True, 0, None, "x"],
+    "again": [False, True, 1, []],
+    "deadline": [1e9, 0, 10**400, -1e400, float("nan"), None, "soon"],
+    "limit": [None, "expires", 3, []],
+    "is": ["predict", "stats", "hello", "outputs", "error", "counters", None, [], 3],
+}
+BODIES: list[Any] = [
+    ({"list": [{"leaf": ["float32", [1, 1], 4]}]}, bytes(64)),
+    ({"list": [{"leaf": ["float32", [40, 1], 160]}]}, bytes(192)),
+    ({"list": [{"leaf": ["float32", [0, 1], 0]}]}, b""),
+    ({"list": [{"leaf": ["float32", [3_000_000_000, 0], 0]}]}, b""),
+    ({"list": [{"leaf": ["float32", [2**62, 0], 0]}]}, b""),
+    ({"list": [{"leaf": ["float32", [], 4]}]}, bytes(64)),
+    ({"list": [{"leaf": ["string", [1, 1], 9]}]}, b"\1" + bytes(63)),
+    ({"list": []}, b""),
+    ({"dict": [["input", {"leaf": ["float32", [1, 1], 4]}]]}, bytes(64)),
+]
+
+
+async def _hostile(models: dict[str, Any], folder: str, count: int, chance: random.Random) -> tuple[int, int, int]:
+    """So many questions, each of its own peer; how many were answered, refused, and taken for nonsense."""
+    settings = Settings(batch_timeout=0.0, max_enqueued_batches=1000.0)
+    with ThreadPoolExecutor(1) as computing:
+        scheduler = Scheduler(models, settings, computing, threads=1, folder=folder, index=0)
+
+        async def ask(head: dict[str, Any], body: bytes) -> Peer:
+            peer, conversation = Peer(), Conversation(scheduler, 0, MAX_BODY)
+            conversation.connection_made(peer)
+            data = b"".join(message(head, [body]))
+            while data and not peer.is_closed:
+                buffer = conversation.get_buffer(-1)
+                size = min(len(buffer), len(data))
+                buffer[:size], data = data[:size], data[size:]
+                conversation.buffer_updated(size)
+            for _ in range(2000):
+                if len(peer.heads) > 1 or peer.is_closed:
+                    break
+                await asyncio.sleep(0.001)
+            else:
+                raise AssertionError(f"no answer to {head}")
+            conversation.connection_lost(None)
+            return peer
+
+        answered = refused = closed = 0
+        for number in range(count):
+            description, body = chance.choice(BODIES)
+            head = asking(description, number)
+            for field in chance.sample(list(FIELDS), chance.choice([0, 1, 1, 2])):
+                head[field] = chance.choice(FIELDS[field])
+            if head.get("deadline") == 0:
+                head["limit"] = "expires"  # without, nobody wants an answer
+            peer = await ask(head, body)
+            closed += peer.is_closed
+            answered += any(isinstance(said, Outputs) for said, _ in peer.heads)
+            refused += any(isinstance(said, Refusal) for said, _ in peer.heads)
+        peer = await ask(asking({"list": [{"leaf": ["float32", [1, 1], 4]}]}), np.float32(3).tobytes() + bytes(60))
+        (_, (_, body)) = peer.heads
+        assert 6.0 == np.frombuffer(body[:4], "float32")
+        facts = scheduler.facts()
+        assert (0, 0) == (facts["pending_request_count"], facts["pending_row_count"])
+    return answered, refused, closed
+
+
+def test_predictor_under_hostile_questions(tmp_path: Path) -> None:
+    """Each field of a question wrong, in turn and together: an answer, a refusal or an end of the connection, and the
+    next one is answered.
+    """
+    import company
+
+    from celery_tfpool.predictors import busyness
+    from celery_tfpool.predictors.served_model import ServedModel
+    from celery_tfpool.runners.keras_model import KerasRunner
+
+    busyness.make(str(tmp_path), 1)
+    model = ServedModel(KerasRunner("m", company.double()), 8)
+    model.warm_up()
+    chance = random.Random(int(os.environ.get("TFPOOL_FUZZ_SEED", "1")))
+    outcomes = asyncio.run(_hostile({"m": model}, str(tmp_path), MESSAGES // 10, chance))
+    print("answered, refused, closed:", outcomes)
+    assert min(outcomes) > MESSAGES / 200

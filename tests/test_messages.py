@@ -96,6 +96,7 @@ def test_arrays_are_aligned_and_not_copied() -> None:
         (np.array([object()]), "an array of objects with a object in them"),
         (np.array(["2026-11-24"], "datetime64[D]"), r"an array of datetime64\[D\]"),
         (np.zeros(2, [("a", "f4")]), "an array of "),
+        (np.zeros(2, "V8"), r"an array of \|V8"),
         (3.0, "a float in them"),
         ({1: np.zeros(1)}, "names that are not strings"),
     ],

@@ -149,12 +149,15 @@ MODELS = {
         lambda: functional(lambda x: x * ops.cast(ops.max(x[:, 0], axis=-1) < 1000, "int32"), dtype="int32"),
         Reason.MIXING,
     ),
-    "a mask, attention": (lambda: masked(), None),
+    "a mask, attention": (masked, None),
     "images of any size": (
         lambda: chain((None, None, 2), layers.Conv2D(2, 3), layers.GlobalMaxPooling2D(), layers.Dense(1)),
         None,
     ),
-    "the largest of its row": (lambda: functional(lambda x: ops.top_k(x - ops.max(x, axis=-1, keepdims=True), 2)), None),
+    "the largest of its row": (
+        lambda: functional(lambda x: ops.top_k(x - ops.max(x, axis=-1, keepdims=True), 2)),
+        None,
+    ),
     "sum of all": (lambda: functional(ops.sum), Reason.NO_ROWS),
     "rows squeezed": (lambda: functional(lambda x: ops.reshape(x, (-1,))), Reason.NO_ROWS),
     "noise": (lambda: chain((3,), Noise()), Reason.RANDOM),

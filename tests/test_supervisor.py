@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import json
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import resource
 import shutil
@@ -125,6 +127,7 @@ def test_nothing_is_inherited() -> None:
 def test_descriptors_after_many_ends() -> None:
     with supervised(stand_ins.ready) as (supervisor, _):
         replaced(supervisor)
+        gc.collect()  # what tests before have left
         before = psutil.Process().num_fds()
         for _ in range(5):
             replaced(supervisor)
@@ -316,7 +319,88 @@ def test_end_of_the_forkserver(number: signal.Signals) -> None:
         assert pid == pid_of(supervisor)
         assert 0 == supervisor.facts()[0]["restarts"]
         replaced(supervisor)
+        assert f"predictor 0 (pid {pid}) ended, nobody knows how" == supervisor._predictors[0].end_of(pid)
         assert [] == reasons
+
+
+@contextlib.contextmanager
+def stopped_forkserver(pid: int) -> Iterator[psutil.Process]:
+    process = psutil.Process(pid)
+    process.suspend()
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.resume()
+
+
+def test_forkserver_that_hangs() -> None:
+    """It is killed, and the next predictor comes from another one."""
+    with (
+        supervised(stand_ins.ready, timeout=3.0) as (supervisor, reasons),
+        stopped_forkserver(psutil.Process(pid_of(supervisor)).ppid()) as forkserver,
+    ):
+        replaced(supervisor)
+        assert not forkserver.is_running()
+        assert [] == reasons
+
+
+def test_forkserver_that_hangs_while_the_worker_starts_or_stops() -> None:
+    multiprocessing.forkserver.ensure_running()
+    with (
+        stopped_forkserver(multiprocessing.forkserver._forkserver._forkserver_pid),  # type: ignore[attr-defined]
+        supervised(stand_ins.ready, timeout=3.0) as (supervisor, reasons),
+    ):
+        parent = psutil.Process(pid_of(supervisor)).ppid()
+        assert [] == reasons
+        with stopped_forkserver(parent) as forkserver:
+            os.kill(pid_of(supervisor), signal.SIGKILL)
+            wait_until(lambda: supervisor._predictors[0].is_starting, "a start")
+            started = time.monotonic()
+            supervisor.stop()
+            assert time.monotonic() - started < 10
+            forkserver.wait(5)
+
+
+def test_many_who_wait() -> None:
+    """While a predictor is being replaced, and the supervisor is busy."""
+    with supervised(stand_ins.ready) as (supervisor, _), contextlib.ExitStack() as peers:
+        for path in (socket_path(supervisor.folder, 0), coroner_path(supervisor.folder)):
+            for _ in range(500):
+                peer = peers.enter_context(socket.socket(socket.AF_UNIX))
+                peer.settimeout(5)
+                peer.connect(path)
+
+
+def links() -> set[str]:
+    """What this process has open."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the list itself
+            found.add(os.readlink(f"/proc/self/fd/{number}"))
+    return found
+
+
+def test_a_fork_of_worker_main() -> None:
+    """It neither stops predictors when it ends, nor keeps their sockets and the lock of their folder."""
+    with supervised(stand_ins.ready) as (supervisor, _):
+        sockets = [supervisor._predictors[0].listener, supervisor._coroner]
+        mine = {os.readlink(f"/proc/self/fd/{one.fileno()}") for one in sockets} | {supervisor.folder}
+        receiver, sender = os.pipe()
+        fork = os.fork()
+        if fork == 0:
+            try:
+                os.write(sender, " ".join(links()).encode())
+                atexit._run_exitfuncs()
+            finally:
+                os._exit(0)
+        theirs = set(os.read(receiver, 100_000).decode().split())
+        os.waitpid(fork, 0)
+        assert mine <= links()
+        assert not mine & theirs
+        assert os.path.exists(supervisor.folder)
+        assert psutil.pid_exists(pid_of(supervisor))
+        assert b"ended" in ask(supervisor, b"[0, %d]\n" % [pid_of(supervisor), replaced(supervisor)][0])
 
 
 # -- stopping ----------------------------------------------------------------------------------------

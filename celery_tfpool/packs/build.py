@@ -94,9 +94,17 @@ def pack_in_process(
     make = functools.partial(find_or_make, name, path, cache, safe_mode=safe_mode, code=code)
     parent = None if start_method == "forkserver" else os.getpid()  # it ends with the forkserver, which ends with us
     process = context.Process(target=_main, args=(sender, parent, make, timeout, import_app), daemon=True)
-    with processes.allowed_to_start():
-        process.start()
-    sender.close()
+    try:
+        if start_method == "forkserver":
+            processes.start(process, tick, timeout)
+        else:  # a fork of the main thread
+            with processes.allowed_to_start():
+                process.start()
+    except (OSError, EOFError) as exc:
+        receiver.close()
+        return Packing(name, reason=f"no process to pack it was started: {exc}", is_problem=True)
+    finally:
+        sender.close()
     try:
         while not wait([receiver], _TICK):
             tick()

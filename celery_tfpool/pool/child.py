@@ -96,7 +96,7 @@ def _remote_models(predictors: Predictors) -> dict[str, RemoteRunner]:
     return {
         name: RemoteRunner(name, indices, facts, client)
         for name, (indices, facts) in predictors.models.items()
-        if not facts["only_here"]
+        if not facts.only_here
     }
 
 

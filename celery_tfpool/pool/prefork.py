@@ -126,7 +126,7 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
             raise WorkerShutdown(EX_FAILURE) from exc
         predictors = self.supervisor.client(settings.response_timeout, settings.max_request_bytes)
         self.plan = replace(self.plan, predictors=predictors)
-        if settings.preimport and any(facts["only_here"] for _, facts in predictors.models.values()):
+        if settings.preimport and any(facts.only_here for _, facts in predictors.models.values()):
             preimport()  # some model turned out to be loaded by children
 
     def _job_of(self, index: int, models: tuple[ModelPath, ...], folder: str) -> Job:

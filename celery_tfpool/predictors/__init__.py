@@ -8,7 +8,8 @@ A request's way, downward:
     remote_model     where a model of this process would stand
     client           asks, and asks again
     connection       one question and its answer on a socket; how a predictor ended
-    framing, codec   messages; arrays as bytes
+    messages         what both sides say: heads of messages
+    framing, codec   messages as bytes; arrays as bytes
     server           the process: start, end, sockets
     conversation     its end of a connection
     requests         a request, from its arrival to its answer
@@ -21,6 +22,7 @@ A request's way, downward:
 What it stands on:
 
     row_check        may rows of different tasks share a call?
+    row_mixing       does a graph look at several rows together?
     tuning           which call is fastest, and how many rows at a time
     freezing         variables as constants, called in a session
     folding          batch normalisation folded into depthwise convolutions

@@ -10,6 +10,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+#: The exit code that `multiprocessing` gives a process whose forkserver has ended and cannot tell.
+_UNKNOWN = 255
+
 
 async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
     """What ``function`` returns in a thread that nobody waits for when this one ends."""
@@ -62,6 +65,6 @@ async def ending(process: Any) -> str:
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(_readable(process.sentinel), 1.0)
     exitcode = process.exitcode
-    if exitcode is None:
+    if exitcode in (None, _UNKNOWN):
         return "ended, nobody knows how"
     return f"was ended by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with exit code {exitcode}"

@@ -39,7 +39,11 @@ class LoadBoard:
 
     def write(self, index: int, rows: int) -> None:
         """Predictor ``index`` has so many rows to compute."""
-        self._loads[index] = rows
+        self._loads[index] = min(rows, NOT_READY - 1)
+
+    def not_ready(self, index: int) -> None:
+        """Predictor ``index`` is not there."""
+        self._loads[index] = NOT_READY
 
     def least_busy(self, indices: tuple[int, ...]) -> int:
         """Of these predictors the one with the fewest rows; of several the first for this process, which differs."""

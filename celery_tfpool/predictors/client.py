@@ -20,17 +20,17 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from .. import errors
 from ..errors import InvalidInputError, PredictionError, PredictionTimeout, PredictorUnavailable
 from ..runners.structure import CannotEncode
 from . import casualties
 from .busyness import LoadBoard
 from .codec import decode, encode
-from .connection import Connection, Gone, Unreachable, closed_unless_answered, how_it_ended, new_number
-from .framing import Message, message
+from .connection import Answer, Connection, Gone, Unreachable, closed_unless_answered, how_it_ended, new_number
+from .framing import message
+from .messages import AskPrediction, ModelFacts, Outputs, Refusal
 
 #: How many predictors may die while they compute one request.
 _DEATHS = 2
@@ -43,8 +43,6 @@ _GUILTY = (
 _PATIENCE = 5.0
 #: And where it knows at once, if at all.
 _MOMENT = 0.5
-#: Errors that a predictor may answer with.
-_ERRORS = {cls.__name__: cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, Exception)}
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Predictors:
 
     folder: str
     #: Name of a model → the predictors that have it, and what they said of it.
-    models: dict[str, tuple[tuple[int, ...], dict[str, Any]]]
+    models: dict[str, tuple[tuple[int, ...], ModelFacts]]
     response_timeout: float
     max_request_bytes: int
 
@@ -116,25 +114,27 @@ class Client:
         if size > self._max_request_bytes:
             most = f"inputs of at most {self._max_request_bytes:,} bytes in one request (tf_max_request_bytes)"
             raise InvalidInputError(model, most, f"{size:,} bytes")
-        head = {"do": "predict", "model": model, "x": description, "batch_size": batch_size}
-        answer, outputs = self._ask(model, indices, head, body)
-        if "error" in answer:
-            raise _ERRORS[answer["error"]](*answer["args"])
-        return decode(answer["outputs"], outputs)
+        asked = AskPrediction(0, model, description, batch_size, alone=False, again=False, deadline=0.0, limit=None)
+        answer, outputs = self._ask(indices, asked, body)
+        if isinstance(answer, Refusal):
+            raise answer.exception()
+        assert isinstance(answer, Outputs)
+        return decode(answer.x, outputs)
 
-    def _ask(self, model: str, indices: tuple[int, ...], head: dict[str, Any], body: Sequence[Any]) -> Message:
+    def _ask(self, indices: tuple[int, ...], asked: AskPrediction, body: Sequence[Any]) -> Answer:
         """The answer of some predictor; one that is being replaced is waited for."""
-        started, limits = time.monotonic(), self._limits()
+        model, started, limits = asked.model, time.monotonic(), self._limits()
         waits_until, limit = started + self._timeout, "tf_response_timeout"
         if limits.expires is not None:
             waits_until, limit = min((waits_until, limit), (limits.expires, "expires"))
         deadline = min(waits_until, limits.time_limit or waits_until)
         # Whoever is interrupted by a time limit needs no answer that says so.
-        head = {**head, "deadline": deadline, "limit": limit if deadline == waits_until else None}
+        asked = replace(asked, deadline=deadline, limit=limit if deadline == waits_until else None)
         deaths = 0
         for attempt in itertools.count():
             index, number = self._board.least_busy(indices), new_number()
-            buffers = message({**head, "id": number, "alone": deaths > 0, "again": attempt > 0}, body)
+            asked = replace(asked, id=number, alone=deaths > 0, again=attempt > 0)
+            buffers = message(asked.to_json(), body)
             connection = None
             try:
                 connection = self._connection(index, waits_until)
@@ -166,13 +166,14 @@ class Client:
                 connection.close()
         try:
             connection = Connection(self._folder, index, deadline)
+        except TimeoutError:
+            raise
         except BlockingIOError:
             raise Unreachable(f"so many requests wait to be received by predictor {index} that no other may") from None
-        except (
-            ConnectionRefusedError,
-            FileNotFoundError,
-        ) as exc:  # its socket lives as long as worker main wants it to
+        except (ConnectionRefusedError, FileNotFoundError) as exc:  # it lives as long as worker main wants it to
             end = how_it_ended(self._folder, index, None, _MOMENT)
             raise Unreachable(end or f"the socket of predictor {index} is gone ({exc.strerror})") from None
+        except OSError as exc:
+            raise Unreachable(f"no connection to predictor {index}: {exc.strerror or exc}") from exc
         self._open.add(connection)
         return connection

@@ -98,7 +98,7 @@ def _data_of(value: Any) -> tuple[Sequence[Any], str]:
         raise CannotEncode(f"have a {type(value).__name__} in them")
     if value.dtype.kind in "OSUT":
         return _of_strings(value), "string"
-    if value.dtype.hasobject or value.dtype.names or value.dtype.kind in "mM":
+    if value.dtype.hasobject or value.dtype.type is np.void or value.dtype.kind in "mM":
         raise CannotEncode(f"have an array of {value.dtype} in them")
     native = np.ascontiguousarray(value, value.dtype.newbyteorder("="))
     return [native.reshape(-1).view(np.uint8).data], dtype_of(native)

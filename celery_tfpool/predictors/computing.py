@@ -47,8 +47,9 @@ def compute(parts: Sequence[Part[Request]], *, in_one_thread: bool) -> tuple[lis
 
 def _prepared(request: Request) -> Any:
     try:
-        time_left = request.deadline - time.monotonic()
-        return request.model.prepare_slowly(request.x, request.batch_size, time_left, alone=request.alone)
+        asked = request.asked
+        time_left = asked.deadline - time.monotonic()
+        return request.model.prepare_slowly(request.x, asked.batch_size, time_left, alone=asked.alone)
     except BaseException as exc:  # whatever the model's own code raises is the answer
         return exc
 

@@ -9,16 +9,20 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
-from .framing import BadMessage, Message, Reader, message
+from .framing import BadMessage, Reader, message
+from .messages import AskStatistics, Counters, Greeting, Head, Outputs, Refusal, head_of
+
+#: Seconds until it is tried again to join a queue that is full.
+_PAUSE = 0.01
 
 _numbers = itertools.count(1)
 
 
 def new_number() -> int:
     """A number that no other request of this machine has, now or soon."""
-    return os.getpid() << 32 | next(_numbers) & 0xFFFFFFFF
+    return (os.getpid() & 0x7FFFFFFF) << 32 | next(_numbers) & 0xFFFFFFFF
 
 
 def socket_path(folder: str, index: int) -> str:
@@ -29,6 +33,10 @@ def socket_path(folder: str, index: int) -> str:
 def coroner_path(folder: str) -> str:
     """Where worker main answers how a predictor ended."""
     return os.path.join(folder, "supervisor")
+
+
+#: What a predictor answers, and its body.
+Answer: TypeAlias = tuple[Outputs | Refusal | Counters, memoryview]
 
 
 class Gone(Exception):
@@ -65,12 +73,13 @@ class Connection:
         except OSError:
             return False
 
-    def ask(self, number: int, buffers: Sequence[Any], deadline: float) -> Message:
+    def ask(self, number: int, buffers: Sequence[Any], deadline: float) -> Answer:
         """Send message ``number`` and wait for the answer to it.
 
         Raises:
             TimeoutError: it did not come in time.
             Gone: the predictor has ended.
+            Unreachable: what came cannot be received.
         """
         try:
             for buffer in buffers:
@@ -78,28 +87,31 @@ class Connection:
                 self._socket.sendall(buffer)
             while True:
                 for head, body in self._receive(deadline):
-                    if "pid" in head:
-                        self.pid = head["pid"]
-                    elif head.get("id") == number:
+                    if isinstance(head, Greeting):
+                        self.pid = head.pid
+                    elif isinstance(head, (Outputs, Refusal, Counters)) and head.id == number:
                         return head, body
                     else:  # somebody else has used this socket: nothing that comes from it can be trusted
-                        raise BadMessage(f"an answer to request {head.get('id')!r} instead of {number}")
-        except (ConnectionError, BadMessage) as exc:
+                        raise BadMessage(f"no answer to request {number} but a {head.KIND!r}")
+        except ConnectionError as exc:
             self._drain()
             raise Gone from exc
+        except BadMessage as exc:
+            raise Unreachable(f"what predictor {self.index} answered cannot be received: {exc}") from exc
 
-    def _receive(self, deadline: float) -> list[Message]:
+    def _receive(self, deadline: float) -> list[tuple[Head, memoryview]]:
         self._socket.settimeout(_left(deadline))
         count = self._socket.recv_into(self._reader.buffer())
         if not count:
             raise Gone
-        return self._reader.received(count)
+        return [(head_of(head), body) for head, body in self._reader.received(count)]
 
     def _drain(self) -> None:
         """The greeting may have come before the connection broke."""
         with contextlib.suppress(OSError, Gone, ValueError):
             for head, _ in self._receive(time.monotonic()):
-                self.pid = head.get("pid", self.pid)
+                if isinstance(head, Greeting):
+                    self.pid = head.pid
 
     def close(self) -> None:
         """End it, and with it the request that it waits for."""
@@ -127,12 +139,19 @@ def how_it_ended(folder: str, index: int, pid: int | None, patience: float) -> s
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as supervisor:
             supervisor.settimeout(patience)
-            supervisor.connect(coroner_path(folder))
+            while True:
+                try:
+                    supervisor.connect(coroner_path(folder))
+                    break
+                except BlockingIOError:  # as many ask as may wait
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(_PAUSE)
             supervisor.sendall(json.dumps([index, pid]).encode() + b"\n")
             while not said.endswith(b"\n") and (part := supervisor.recv(1 << 16)):
                 said += part
                 supervisor.settimeout(_left(deadline))
-    except TimeoutError:
+    except (TimeoutError, BlockingIOError):
         return None
     except OSError:
         return "the worker is stopping"
@@ -141,11 +160,11 @@ def how_it_ended(folder: str, index: int, pid: int | None, patience: float) -> s
 
 def ask_statistics(folder: str, index: int, timeout: float) -> dict[str, Any] | None:
     """What predictor ``index`` says of itself; None when it does not answer in time."""
-    deadline, number = time.monotonic() + timeout, new_number()
+    deadline, question = time.monotonic() + timeout, AskStatistics(new_number())
     try:
         connection = Connection(folder, index, deadline)
         with contextlib.closing(connection):
-            answer, _ = connection.ask(number, message({"do": "stats", "id": number}), deadline)
-            return dict(answer["stats"])
-    except (OSError, Gone):
+            answer, _ = connection.ask(question.id, message(question.to_json()), deadline)
+            return answer.stats if isinstance(answer, Counters) else None
+    except (OSError, Gone, Unreachable):
         return None

@@ -9,7 +9,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from ..runners.convert import short
+from .codec import CannotDecode, decode
 from .framing import BadMessage, Reader, message
+from .messages import AskPrediction, AskStatistics, Counters, Greeting, Head, head_of
 from .requests import Request
 from .scheduler import Scheduler
 
@@ -32,7 +35,7 @@ class Conversation(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.WriteTransport)
         self._transport = transport
         self._scheduler.connected(1)
-        self.answer({"pid": os.getpid()})
+        self.answer(Greeting(os.getpid()))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes belong."""
@@ -44,10 +47,29 @@ class Conversation(asyncio.BufferedProtocol):
             for head, body in self._reader.received(nbytes):
                 if self._request is not None and not self._request.is_over:
                     raise BadMessage("a second request before the answer to the first")
-                self._request = self._scheduler.take(self, head, body)
+                self._take(head_of(head), body)
         except BadMessage as exc:
             logger.warning("predictor %d (pid %d): closing a connection: %s", self._index, os.getpid(), exc)
             self._transport.abort()
+
+    def _take(self, head: Head, body: memoryview) -> None:
+        """A message has come: answer it now, or make a request of it.
+
+        Raises:
+            BadMessage: it is no question, or what it asks makes no sense.
+        """
+        if isinstance(head, AskStatistics):
+            self.answer(Counters(head.id, self._scheduler.facts()))
+            return
+        if not isinstance(head, AskPrediction):
+            raise BadMessage(f"no question but {head.KIND!r}")
+        if (model := self._scheduler.models.get(head.model)) is None:
+            raise BadMessage(f"no model {head.model!r:.100}")
+        try:
+            self._request = Request(self, head, model, decode(head.x, body))
+        except CannotDecode as exc:
+            raise BadMessage(short(exc)) from exc
+        self._scheduler.admit(self._request)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nobody waits any more."""
@@ -55,8 +77,8 @@ class Conversation(asyncio.BufferedProtocol):
             self._scheduler.forget(self._request)
         self._scheduler.connected(-1)
 
-    def answer(self, head: dict[str, Any], body: Sequence[Any] = ()) -> None:
+    def answer(self, head: Head, body: Sequence[Any] = ()) -> None:
         """Send an answer; whoever asked may be gone."""
         with contextlib.suppress(OSError):  # gone meanwhile
-            for buffer in message(head, body):
+            for buffer in message(head.to_json(), body):
                 self._transport.write(buffer)

@@ -13,13 +13,63 @@ import shutil
 import socket
 import tempfile
 import time
+import weakref
 from pathlib import Path
 
 _PREFIX = "celery_tfpool-"
 #: Connections that may wait to be accepted, while a predictor is being replaced.
-_BACKLOG = 1024
+BACKLOG = 1024
 #: Seconds until a folder without a lock is that of a process that was killed, and not one that is just being made.
 _YOUNG = 60
+
+
+class Folder:
+    """The folder, its lock, and the sockets that listen in it; of this process, and not of its forks.
+
+    Raises:
+        OSError: there is no place for it.
+    """
+
+    def __init__(self) -> None:
+        self.path, self._lock = make()
+        self._sockets: list[socket.socket] = []
+        _folders.add(self)
+
+    def listening(self, path: str) -> socket.socket:
+        """A new socket that listens at ``path``.
+
+        Raises:
+            OSError: it cannot be made there.
+        """
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sockets.append(listener)
+        listener.bind(path)
+        listener.listen(BACKLOG)
+        return listener
+
+    def remove(self) -> None:
+        """End all, and what is on disk."""
+        self.let_go()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def let_go(self) -> None:
+        """Close all that this process has open of it: in a fork, which would keep the sockets alive, and the lock."""
+        _folders.discard(self)
+        for listener in self._sockets:
+            listener.close()
+        os.close(self._lock)
+
+
+#: Of this process.
+_folders: weakref.WeakSet[Folder] = weakref.WeakSet()
+
+
+def _let_go_in_fork() -> None:
+    for folder in list(_folders):
+        folder.let_go()
+
+
+os.register_at_fork(after_in_child=_let_go_in_fork)
 
 
 def make() -> tuple[str, int]:
@@ -50,19 +100,3 @@ def _is_abandoned(folder: Path) -> bool:
     finally:
         os.close(descriptor)
     return time.time() - folder.stat().st_mtime > _YOUNG
-
-
-def listening(path: str) -> socket.socket:
-    """A new socket that listens at ``path``.
-
-    Raises:
-        OSError: it cannot be made there.
-    """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(path)
-        listener.listen(_BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener

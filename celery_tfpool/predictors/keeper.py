@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -15,11 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import processes
 from ..processes import GRACE, MAX_FAILED_STARTS, CrashLoop
 from ..runners.convert import short
 from ..setting_checks import ModelPath
 from .awaiting import ended, ending, in_thread
 from .connection import ask_statistics
+from .messages import Failed, ModelFacts, words_of
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +53,12 @@ class Keeper:
     stopping: threading.Event
     crash_loop: CrashLoop = field(default_factory=lambda: CrashLoop(MAX_FAILED_STARTS))
     process: Any = None
+    #: Whether a process is being started.
+    is_starting: bool = False
     #: What it says is read from this descriptor.
     link: int = -1
     started: float = 0.0
-    facts: dict[str, Any] | None = None
+    facts: dict[str, ModelFacts] | None = None
     restarts: int = -1
     #: How the last processes of this predictor ended, by pid; and the last of all.
     ends: dict[int, str] = field(default_factory=dict)
@@ -82,11 +85,19 @@ class Keeper:
             "index": self.index,
             "pid": self.pid,
             "ready": self.facts is not None,
-            "models": self.facts or {model.name: {} for model in self.models},
+            "models": {name: vars(facts) for name, facts in (self.facts or {}).items()}
+            or {model.name: {} for model in self.models},
             "restarts": self.restarts,
             "last_end": self.last_end,
             "stats": ask_statistics(folder, self.index, _STATS_TIMEOUT) if self.facts else None,
         }
+
+    def kill(self) -> None:
+        """End its process, which nobody needs any more; returns within seconds."""
+        if self.process is not None:
+            with contextlib.suppress(OSError):
+                self.process.kill()
+            self.process.join(GRACE)
 
     async def keep(self) -> str:
         """Live its life, as often as it lives; returns the reason why it cannot be started any more."""
@@ -101,16 +112,28 @@ class Keeper:
             return f"predictor {self.index} cannot be kept alive: {type(exc).__name__}: {short(exc)}"
 
     async def _start(self) -> None:
-        for tries_left in reversed(range(_TRIES)):
+        tries_left = _TRIES
+        while True:
+            tries_left -= 1
+            self.is_starting = True
             try:
-                self.process, self.link = await in_thread(self.new_process, self)
+                self.process, self.link = await asyncio.wait_for(in_thread(self.new_process, self), self.timeout)
                 break
+            except asyncio.TimeoutError:
+                processes.end_forkserver()
+                tries_left = min(tries_left, 1)
+                reason = f"the forkserver has not started it within {self.timeout:g} s (tf_startup_timeout)"
             except Exception as exc:
-                reason = f"predictor {self.index} cannot be started: {type(exc).__name__}: {short(exc)}"
-                if not tries_left or not isinstance(exc, (OSError, MemoryError, EOFError)):
-                    raise _CannotGoOn(reason) from exc
-                logger.error("%s; trying again in %g s", reason, _PAUSE)
-                await asyncio.sleep(_PAUSE)
+                reason = f"{type(exc).__name__}: {short(exc)}"
+                if not isinstance(exc, (OSError, MemoryError, EOFError)):
+                    tries_left = 0
+            finally:
+                self.is_starting = False
+            reason = f"predictor {self.index} cannot be started: {reason}"
+            if not tries_left:
+                raise _CannotGoOn(reason)
+            logger.error("%s; trying again in %g s", reason, _PAUSE)
+            await asyncio.sleep(_PAUSE)
         self.started, self.facts, self.failure = time.monotonic(), None, ""
         self.restarts += 1
 
@@ -164,12 +187,12 @@ class Keeper:
             await asyncio.wait({its_end}, timeout=GRACE)
 
     def _hear(self, said: bytes) -> None:
-        words = json.loads(said)
-        if "failed" in words:
-            self.failure = words["failed"]
+        words = words_of(said)
+        if isinstance(words, Failed):
+            self.failure = words.reason
             logger.error("predictor %d (pid %d): %s", self.index, self.pid, self.failure)
             return
-        self.facts = words["ready"]
+        self.facts = words.models
         self.crash_loop.ended(ready=True)
         logger.info("predictor %d (pid %d): ready after %.1f s", self.index, self.pid, time.monotonic() - self.started)
 

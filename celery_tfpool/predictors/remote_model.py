@@ -13,6 +13,7 @@ from ..runners.protocol import check_batch_size, count_rows
 from ..runners.spec import describe
 from ..runners.structure import map_leaves
 from .client import Client
+from .messages import ModelFacts
 
 
 class RemoteRunner:
@@ -20,12 +21,12 @@ class RemoteRunner:
 
     keras_model = None
 
-    def __init__(self, name: str, indices: tuple[int, ...], facts: dict[str, Any], client: Client) -> None:
+    def __init__(self, name: str, indices: tuple[int, ...], facts: ModelFacts, client: Client) -> None:
         self.name = name
         self._indices, self._client = indices, client
         self._inputs = None
-        if facts["inputs"] is not None:
-            self._inputs = replace(inputs_of_json(facts["inputs"]), floatx=facts["floatx"])
+        if facts.inputs is not None:
+            self._inputs = replace(inputs_of_json(facts.inputs), floatx=facts.floatx)
 
     def takes(self, x: Any) -> bool:
         """Whether ``x`` is plain data, which can be sent."""

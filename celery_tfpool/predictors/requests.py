@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..errors import PredictionError, PredictionTimeout, TFPoolError
-from ..runners.convert import concatenate, short
+from ..errors import PredictionTimeout
+from ..runners.convert import concatenate
 from .batching import Part
 from .calls import Abandoned, Call
-from .codec import decode
+from .messages import AskPrediction, Head
 from .served_model import ServedModel
 
 
 class Asker(Protocol):
     """Whoever waits for an answer."""
 
-    def answer(self, head: dict[str, Any], body: Sequence[Any] = ()) -> None:
+    def answer(self, head: Head, body: Sequence[Any] = ()) -> None:
         """Send the answer to the one request that it waits for."""
 
 
@@ -27,18 +27,11 @@ class Request:
     """One request, from its arrival to its answer."""
 
     asker: Asker
-    #: Of whoever asks; no two requests of a worker have the same.
-    number: int
+    asked: AskPrediction
     model: ServedModel
+    #: Its inputs, until it is prepared.
     x: Any
-    batch_size: int | None
-    #: Whether it must not share a call; whether it was admitted already, by a predictor that has died.
-    alone: bool
-    again: bool
-    arrived: float
-    #: When nobody waits any more, by ``time.monotonic``, and the limit to be named then; None: no answer is needed.
-    deadline: float
-    limit: str | None
+    arrived: float = field(default_factory=time.monotonic)
     #: None until it is prepared.
     call: Call | None = None
     #: Outputs of its parts, by their first row.
@@ -47,31 +40,9 @@ class Request:
     started: float | None = None
     is_over: bool = False
 
-    @classmethod
-    def of_message(
-        cls, asker: Asker, models: Mapping[str, ServedModel], head: Mapping[str, Any], body: memoryview
-    ) -> Request:
-        """What has just come.
-
-        Raises:
-            KeyError, TypeError, ValueError, RecursionError: it makes no sense.
-        """
-        return cls(
-            asker,
-            int(head["id"]),
-            models[head["model"]],
-            decode(head["x"], body),
-            head["batch_size"],
-            bool(head["alone"]),
-            bool(head["again"]),
-            arrived=time.monotonic(),
-            deadline=float(head["deadline"]),
-            limit=head["limit"],
-        )
-
     def is_wanted(self) -> bool:
         """Whether somebody still waits for it."""
-        return not self.is_over and time.monotonic() < self.deadline
+        return not self.is_over and time.monotonic() < self.asked.deadline
 
     def prepared(self, call: Call | None) -> None:
         """It is checked, and known with whom it may be computed; or not yet: that takes long."""
@@ -87,14 +58,8 @@ class Request:
 
     def too_late(self) -> Exception:
         """What it comes to when its deadline is over."""
-        seconds = round(self.deadline - self.arrived, 3)
-        return Abandoned() if self.limit is None else PredictionTimeout(self.model.name, seconds, self.limit)
-
-    def refusal(self, exc: BaseException) -> dict[str, Any]:
-        """The head of the answer that says why there are no outputs."""
-        if not isinstance(exc, TFPoolError):
-            exc = PredictionError(self.model.name, f"{type(exc).__name__}: {short(exc)}")
-        return {"id": self.number, "error": type(exc).__name__, "args": list(exc.args)}
+        seconds, limit = round(self.asked.deadline - self.arrived, 3), self.asked.limit
+        return Abandoned() if limit is None else PredictionTimeout(self.model.name, seconds, limit)
 
     @property
     def rows(self) -> int:
@@ -109,7 +74,7 @@ class Batch:
     parts: Sequence[Part[Request]]
     since: float
     #: Where it is noted what is computed.
-    places: list[int]
+    places: list[int] = field(default_factory=list)
 
     @property
     def first(self) -> Call | None:

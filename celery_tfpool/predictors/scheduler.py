@@ -6,12 +6,13 @@ the next batch starts before the answers of the last one are sent.  Where calls
 in one thread each do more than one call in all, several threads compute, each a
 batch of its own, as long as batches are full.
 
-Knows nothing of sockets: who asks is an `Asker`.
+Knows nothing of sockets: whoever asks is an `Asker`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Hashable, Sequence
@@ -21,7 +22,6 @@ from typing import Any
 
 from .. import processes
 from ..errors import PredictionError, PredictorOverloaded
-from ..runners.convert import short
 from ..runners.structure import CannotEncode
 from ..settings import Settings
 from .batching import Batcher, Part
@@ -30,10 +30,12 @@ from .calls import Abandoned, Call
 from .casualties import Computing
 from .codec import encode
 from .computing import compute
-from .framing import BadMessage
-from .requests import Asker, Batch, Request
+from .messages import Outputs, Refusal
+from .requests import Batch, Request
 from .served_model import ServedModel
 from .statistics import Statistics
+
+logger = logging.getLogger(__name__)
 
 
 class Scheduler:
@@ -55,8 +57,7 @@ class Scheduler:
         folder: str,
         index: int,
     ) -> None:
-        self.models, self._settings, self._index = models, settings, index
-        self._computing = computing
+        self.models, self._settings, self._index, self._computing = models, settings, index, computing
         self._batcher: Batcher[Request] = Batcher(settings.batch_timeout, callers=0)
         self._board = LoadBoard(folder)
         self.statistics = Statistics.of_board(self._board, index)
@@ -64,8 +65,7 @@ class Scheduler:
         self._notes = Computing(folder, index, (threads + 1) * most)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._going = False
-        self._running: list[Batch] = []
+        self._going, self._running = False, list[Batch]()
         self._tell_load()
 
     def connected(self, change: int) -> None:
@@ -75,34 +75,17 @@ class Scheduler:
 
     # -- the path of a request ---------------------------------------------------
 
-    def take(self, asker: Asker, head: dict[str, Any], body: memoryview) -> Request | None:
-        """A message has come: answer it now, or return what is to be answered later.
-
-        Raises:
-            BadMessage: it is none of ours.
-        """
-        try:
-            number = int(head["id"])
-            if head["do"] == "stats":
-                asker.answer({"id": number, "stats": self.facts()})
-                return None
-            request = Request.of_message(asker, self.models, head, body)
-        except (KeyError, TypeError, ValueError, RecursionError) as exc:
-            raise BadMessage(f"a request that makes no sense ({type(exc).__name__}: {short(exc)})") from exc
-        self._admit(request)
-        return None if request.is_over else request
-
-    def _admit(self, request: Request) -> None:
+    def admit(self, request: Request) -> None:
         """Let it wait, unless it is refused."""
+        asked = request.asked
         try:
             waiting, most = self._batcher.batches, self._settings.max_enqueued_batches
-            if waiting >= most and not request.again:
+            if waiting >= most and not asked.again:
                 raise PredictorOverloaded(request.model.name, self._batcher.requests, most)
-            request.prepared(request.model.prepare(request.x, request.batch_size, alone=request.alone))
+            request.prepared(request.model.prepare(request.x, asked.batch_size, alone=asked.alone))
+            self._enqueue(request)
         except Exception as exc:  # whatever comes of the user's values, or code
             self._refuse(request, exc)
-            return
-        self._enqueue(request)
 
     def _enqueue(self, request: Request) -> None:
         call = request.call
@@ -145,25 +128,38 @@ class Scheduler:
         while self._may_compute_another and (parts := self._batcher.take(now, len(self._running))):
             if not (parts := self._in_time(parts, now)):
                 continue
-            batch = Batch(parts, now, [self._notes.note(part.request.number) for part in parts])
+            batch = Batch(parts, now)
             self._running.append(batch)
-            for part in parts:
-                if part.request.started is None:
-                    part.request.started = now
-                    self.statistics.count_start(waited=now - part.request.arrived)
-            if batch.first is not None and batch.first.is_quick:
-                # To wake another thread and be woken would take longer, on busy cores much longer.
-                results, executions = compute(parts, in_one_thread=False)
-                self._account(batch, executions)
-                self._answer(parts, results)
-                self._go_soon()
-                return
-            # Alone it has all threads.
-            crowded = len(self._running) > 1 or self._batcher.is_due(now, len(self._running))
-            future = self._loop.run_in_executor(self._computing, partial(compute, parts, in_one_thread=crowded))
-            future.add_done_callback(partial(self._computed, batch))
+            try:
+                if self._compute(batch):
+                    self._go_soon()
+                    return
+            except Exception as exc:  # the system gives no thread, say
+                logger.exception("a batch of %d requests cannot be computed", len(parts))
+                self._account(batch, executions=0)
+                self._answer(parts, [exc] * len(parts))
         if not self._running and (delay := self._batcher.delay(now)) is not None:
             self._timer = self._loop.call_later(delay, self._go)
+
+    def _compute(self, batch: Batch) -> bool:
+        """Compute a batch: at once if it is sure to be over in a moment, else in another thread; whether it is over."""
+        for part in batch.parts:
+            request = part.request
+            batch.places.append(self._notes.note(request.asked.id))
+            if request.started is None:
+                request.started = batch.since
+                self.statistics.count_start(waited=batch.since - request.arrived)
+        if batch.first is not None and batch.first.is_quick:
+            # To wake another thread and be woken would take longer, on busy cores much longer.
+            results, executions = compute(batch.parts, in_one_thread=False)
+            self._account(batch, executions)
+            self._answer(batch.parts, results)
+            return True
+        # Alone it has all threads.
+        crowded = len(self._running) > 1 or self._batcher.is_due(batch.since, len(self._running))
+        job = partial(compute, batch.parts, in_one_thread=crowded)
+        self._loop.run_in_executor(self._computing, job).add_done_callback(partial(self._computed, batch))
+        return False
 
     @property
     def _may_compute_another(self) -> bool:
@@ -171,12 +167,15 @@ class Scheduler:
 
     def _in_time(self, parts: Sequence[Part[Request]], now: float) -> list[Part[Request]]:
         """Those for which somebody still waits; the others are refused."""
-        for request in {part.request for part in parts if now >= part.request.deadline}:
+        for request in {part.request for part in parts if now >= part.request.asked.deadline}:
             self._refuse(request, request.too_late())
         return [part for part in parts if not part.request.is_over]
 
     def _computed(self, batch: Batch, future: asyncio.Future[tuple[list[Any], int]]) -> None:
-        results, executions = future.result()
+        try:
+            results, executions = future.result()
+        except BaseException as exc:  # not the model's
+            results, executions = [exc] * len(batch.parts), 0
         self._account(batch, executions)
         try:
             self._go()  # first what computes, then what sends
@@ -184,9 +183,11 @@ class Scheduler:
             self._answer(batch.parts, results)
 
     def _account(self, batch: Batch, executions: int) -> None:
-        self._running.remove(batch)
+        if batch in self._running:
+            self._running.remove(batch)
         for place in batch.places:
             self._notes.erase(place)
+        batch.places.clear()
         self.statistics.count_batch(time.monotonic() - batch.since, executions, batch.inferences)
 
     def _answer(self, parts: Sequence[Part[Request]], results: list[Any]) -> None:
@@ -219,14 +220,14 @@ class Scheduler:
             raise PredictionError(request.model.name, f"its outputs {exc}") from exc
         self.forget(request)
         self.statistics.request_success += 1
-        request.asker.answer({"id": request.number, "outputs": description}, body)
+        request.asker.answer(Outputs(request.asked.id, description), body)
 
     def _refuse(self, request: Request, exc: BaseException) -> None:
         self.forget(request)
         if isinstance(exc, Abandoned):
             return
         self.statistics.request_failure += 1
-        request.asker.answer(request.refusal(exc))
+        request.asker.answer(Refusal.of(request.asked.id, request.model.name, exc))
 
     # -- what is known from outside ------------------------------------------------
 

@@ -14,12 +14,12 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
-from ..runners.convert import short
 from ..runners.protocol import BATCH_SIZE, CannotPack, Compiled, Runner, count_rows
 from ..runners.structure import CannotEncode
 from ..runners.subclassed import FreeRunner
 from . import row_check
 from .calls import Call
+from .messages import ModelFacts
 from .row_check import Reason
 from .tuning import Tuning
 
@@ -112,20 +112,20 @@ class ServedModel:
         allow = "" if self.alone.is_absolute or self.alone is Reason.REFUSED else _ALLOW
         return f"{self.alone.value}{detail}{allow}"
 
-    def facts(self) -> dict[str, Any]:
-        """What whoever asks has to know; JSON-friendly."""
+    def facts(self) -> ModelFacts:
+        """What whoever asks has to know."""
         import keras
 
-        return {
-            "only_here": self.only_here,
-            "inputs": None if self.only_here or not self.runner.inputs else self.runner.inputs_to_json(),
-            "floatx": keras.config.floatx(),
-            "alone": self.alone.value if self.alone else "",
-            "frozen": self.is_frozen,
-            "packed": self.runner.pack_folder is not None,
-            "max_batch_size": self.max_size,
-            "parallel": self.parallel,
-        }
+        return ModelFacts(
+            only_here=self.only_here,
+            inputs=None if self.only_here or not self.runner.inputs else self.runner.inputs_to_json(),
+            floatx=keras.config.floatx(),
+            alone=self.alone.value if self.alone else "",
+            frozen=self.is_frozen,
+            packed=self.runner.pack_folder is not None,
+            max_batch_size=self.max_size,
+            parallel=self.parallel,
+        )
 
     def prepare(self, x: Any, batch_size: int | None, *, alone: bool = False) -> Call | None:
         """Check a request and see with whom it may share a batch; None where that takes long: see `prepare_slowly`.

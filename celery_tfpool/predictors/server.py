@@ -3,16 +3,9 @@
 One event loop receives and answers; `scheduler` decides what is computed, and
 threads beside it compute, unless a model's calls are sure to be over in a moment.
 
-Whoever asks has one connection for each request in flight.  A connection that
-is closed takes its request with it.  What a request and an answer say:
-
-    {"do": "predict", "id", "model", "x": description of the body, "batch_size",
-     "alone", "again", "deadline", "limit"}
-        → {"id", "outputs": description of the body}
-        → {"id", "error": name of an error of `errors`, "args": its arguments}
-    {"do": "stats", "id"} → {"id", "stats": …}
-
-The other end is `predictor_client`; `supervisor` starts and ends this process.
+Whoever asks (`client`) has one connection for each request in flight.  A
+connection that is closed takes its request with it.  What is said is in
+`messages`; `supervisor` starts and ends this process.
 """
 
 from __future__ import annotations
@@ -20,13 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
-import json
 import logging
 import multiprocessing.util
 import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +38,8 @@ from ..runners.convert import short
 from ..setting_checks import ModelPath
 from ..settings import Settings
 from .conversation import Conversation
+from .folder import BACKLOG
+from .messages import Failed, Ready, line_of
 from .scheduler import Scheduler
 from .served_model import ServedModel
 
@@ -84,7 +79,7 @@ class Job:
 def main(job: Job, listener: socket, link: Connection) -> None:
     """Load, say so over ``link``, and predict until killed; the program of the process.
 
-    Writes to ``link`` a line of JSON: ``{"ready": model → facts}`` or ``{"failed": reason}``.
+    Writes to ``link`` one line, `messages.Ready` or `messages.Failed`.
     """
     # It ends when worker main says so or is gone: children need it until their last task is done.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
@@ -101,9 +96,9 @@ def main(job: Job, listener: socket, link: Connection) -> None:
         os._exit(1)  # TensorFlow's threads, and what the user's code registered for the end, have no say here
 
 
-def _say(link: Connection, words: dict[str, Any]) -> None:
+def _say(link: Connection, words: Ready | Failed) -> None:
     with open(link.fileno(), "wb", closefd=False) as file:
-        file.write(json.dumps(words).encode() + b"\n")
+        file.write(line_of(words))
 
 
 async def _serve(job: Job, listener: socket, link: Connection) -> None:
@@ -114,16 +109,16 @@ async def _serve(job: Job, listener: socket, link: Connection) -> None:
         models = await loop.run_in_executor(computing, _load, job, computing)
     except Exception as exc:  # anything at all may come out of the user's file or function
         reason = str(exc) if isinstance(exc, TFPoolError) else f"{type(exc).__name__}: {short(exc)}"
-        _say(link, {"failed": reason})
+        _say(link, Failed(reason))
         return
     processes.keep_what_is_freed()  # not what loading took
     scheduler = Scheduler(models, job.settings, computing, threads=job.intra_op, folder=job.folder, index=job.index)
     listener.setblocking(False)
     await loop.create_unix_server(
-        lambda: Conversation(scheduler, job.index, job.settings.max_request_bytes), sock=listener
+        lambda: Conversation(scheduler, job.index, job.settings.max_request_bytes), sock=listener, backlog=BACKLOG
     )
     _watch_itself(loop, job, scheduler)
-    _say(link, {"ready": {name: model.facts() for name, model in models.items()}})
+    _say(link, Ready({name: model.facts() for name, model in models.items()}))
     await loop.create_future()  # for ever
 
 
@@ -136,6 +131,7 @@ def _load(job: Job, computing: ThreadPoolExecutor) -> dict[str, ServedModel]:
     if job.prepare is not None:
         job.prepare()
     processes.say_what_is_gone(_tensorflow.gone(), "TensorFlow")
+    _start_threads(computing, job.intra_op)
     models = Models(job.models, safe_mode=job.settings.safe_mode, packs=dict(job.packs), contents=dict(job.contents))
     served = {}
     budget = _WARMING_UP * job.settings.startup_timeout / len(job.models)
@@ -159,6 +155,18 @@ def _load(job: Job, computing: ThreadPoolExecutor) -> dict[str, ServedModel]:
             _batches_of(one),
         )
     return served
+
+
+def _start_threads(computing: ThreadPoolExecutor, count: int) -> None:
+    """Start all threads of ``computing`` now, of which this is one; later the system may not give them.
+
+    Raises:
+        RuntimeError: it does not give them now.
+    """
+    all_there = threading.Barrier(count)
+    for _ in range(count - 1):
+        computing.submit(all_there.wait)
+    all_there.wait()
 
 
 def _batches_of(model: ServedModel) -> str:

@@ -21,7 +21,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import shutil
 import socket
 import threading
 import time
@@ -34,12 +33,14 @@ from ..errors import TFPoolError
 from ..processes import GRACE
 from ..runners.convert import short
 from ..setting_checks import ModelPath
-from . import busyness, folder, server
+from . import busyness, server
 from .busyness import LoadBoard
 from .client import Predictors
 from .connection import coroner_path, socket_path
 from .death_notices import MOST_BYTES, tell
+from .folder import BACKLOG, Folder
 from .keeper import Keeper
+from .messages import ModelFacts
 from .server import Job
 from .statistics import Statistics
 
@@ -90,12 +91,12 @@ class Supervisor:
         self._gave_up = ""
         self._stop_lock, self._stopping = threading.Lock(), threading.Event()
         self._is_started = False
-        self.folder = ""
-        self._folder_lock: int | None = None
+        self._pid = os.getpid()
+        self._folder: Folder | None = None
 
     # -- from worker main ------------------------------------------------------
 
-    def start(self, tick: Callable[[], None]) -> dict[str, tuple[tuple[int, ...], dict[str, Any]]]:
+    def start(self, tick: Callable[[], None]) -> dict[str, tuple[tuple[int, ...], ModelFacts]]:
         """Start all, and wait until they are ready; by model, which have it and what they say of it.
 
         Args:
@@ -104,8 +105,7 @@ class Supervisor:
         Raises:
             CannotStart: one failed several times in a row, or there is no place for their sockets.
         """
-        # A predictor ignores the SIGTERM that multiprocessing sends at the end of this process.
-        atexit.register(self.stop)
+        atexit.register(self.stop)  # a predictor ignores the SIGTERM that multiprocessing sends then
         try:
             self._make_sockets()
             self._thread = threading.Thread(target=self._run, name="supervisor of predictors", daemon=True)
@@ -123,14 +123,16 @@ class Supervisor:
 
     def _make_sockets(self) -> None:
         try:
-            self.folder, self._folder_lock = folder.make()
-            busyness.make(self.folder, len(self._models))
-            self._board = LoadBoard(self.folder)
-            self._coroner = folder.listening(coroner_path(self.folder))
+            self._folder = folder = Folder()
+            busyness.make(folder.path, len(self._models))
+            self._board = LoadBoard(folder.path)
+            self._coroner = folder.listening(coroner_path(folder.path))
             for index, models in enumerate(self._models):
-                listener = folder.listening(socket_path(self.folder, index))
+                listener = folder.listening(socket_path(folder.path, index))
                 self._predictors.append(
-                    Keeper(index, models, listener, self._new_process, self._timeout, self._not_ready, self._stopping)
+                    Keeper(
+                        index, models, listener, self._new_process, self._timeout, self._board.not_ready, self._stopping
+                    )
                 )
         except OSError as exc:
             where = self.folder or "the folder of temporary files"
@@ -138,6 +140,8 @@ class Supervisor:
 
     def stop(self) -> None:
         """End all predictors, which nobody needs any more, and remove what is on disk; returns within seconds."""
+        if os.getpid() != self._pid:
+            return  # a fork of worker main, which has no say
         atexit.unregister(self.stop)
         with self._stop_lock:
             if self._stopping.is_set():
@@ -145,20 +149,22 @@ class Supervisor:
             if self._is_started:
                 self._log_statistics()
             self._stopping.set()
+        if any(one.is_starting for one in self._predictors):
+            processes.end_forkserver()  # which may not answer, and would be left over
         if self._thread is not None and self._thread is not threading.current_thread():
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 if self._loop is not None:
                     self._loop.call_soon_threadsafe(self._news.set)
             self._thread.join(GRACE)
         for one in self._predictors:
-            if one.process is not None:
-                with contextlib.suppress(OSError):
-                    one.process.kill()
-                one.process.join(GRACE)
-            one.listener.close()
-        if self._folder_lock is not None:
-            os.close(self._folder_lock)
-            shutil.rmtree(self.folder, ignore_errors=True)
+            one.kill()
+        if self._folder is not None:
+            self._folder.remove()
+
+    @property
+    def folder(self) -> str:
+        """Where their sockets are; empty before there are any."""
+        return self._folder.path if self._folder else ""
 
     def client(self, response_timeout: float, max_request_bytes: int) -> Predictors:
         """What children need to know."""
@@ -168,11 +174,11 @@ class Supervisor:
         """Of each predictor: pid, models, restarts, and its own statistics; JSON-friendly."""
         return [one.described(self.folder) for one in self._predictors]
 
-    def _served(self) -> dict[str, tuple[tuple[int, ...], dict[str, Any]]]:
-        found: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {}
+    def _served(self) -> dict[str, tuple[tuple[int, ...], ModelFacts]]:
+        found: dict[str, tuple[tuple[int, ...], ModelFacts]] = {}
         for one in self._predictors:
             for name, facts in (one.facts or {}).items():
-                indices, _ = found.get(name, ((), None))
+                indices = found[name][0] if name in found else ()
                 found[name] = (*indices, one.index), facts
         return found
 
@@ -193,7 +199,9 @@ class Supervisor:
 
     async def _main(self) -> None:
         self._loop, self._news = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_unix_server(partial(tell, self._predictors), sock=self._coroner, limit=MOST_BYTES)
+        server = await asyncio.start_unix_server(
+            partial(tell, self._predictors), sock=self._coroner, limit=MOST_BYTES, backlog=BACKLOG
+        )
         keepers = [asyncio.ensure_future(self._keep(one)) for one in self._predictors]
         while not self._stopping.is_set():
             await self._news.wait()
@@ -201,9 +209,6 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
         server.close()
-
-    async def _keep(self, one: Keeper) -> None:
-        self._give_one_up(one, await one.keep())
 
     def _new_process(self, one: Keeper) -> tuple[Any, int]:
         """The process, and the descriptor from which its words can be read; runs in a thread."""
@@ -215,8 +220,10 @@ class Supervisor:
             )
             with processes.allowed_to_start():
                 process.start()
-            if self._stopping.is_set():  # nobody else knows of it
-                process.kill()
+            with self._stop_lock:
+                one.process = process
+                if self._stopping.is_set():  # who stops may not have known of it
+                    process.kill()
             link = os.dup(receiver.fileno())
             os.set_blocking(link, False)
             return process, link
@@ -224,12 +231,9 @@ class Supervisor:
             receiver.close()
             sender.close()
 
-    def _not_ready(self, index: int) -> None:
-        self._board.write(index, busyness.NOT_READY)
-
-    def _give_one_up(self, one: Keeper, reason: str) -> None:
-        """Let no child wait for a predictor that will not come."""
-        one.gave_up = reason
+    async def _keep(self, one: Keeper) -> None:
+        """Keep it alive; let no child wait for it when it will not come."""
+        one.gave_up = reason = await one.keep()
         one.news.set()
         self._stop_worker(reason)
         one.listener.setblocking(False)

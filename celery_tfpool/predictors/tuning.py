@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import Executor
 from typing import Any
 
@@ -202,7 +203,11 @@ def _at_once(call: Callable[[], Any], threads: int, computing: Executor) -> floa
     barrier = threading.Barrier(threads, timeout=_PATIENCE)
 
     def several() -> float:
-        call()  # what a thread's first call makes, it keeps
+        try:
+            call()  # what a thread's first call makes, it keeps
+        except BaseException:
+            barrier.abort()  # nobody is to wait for this thread
+            raise
         barrier.wait()
         started = time.perf_counter()
         for _ in range(_FEW):
@@ -210,7 +215,11 @@ def _at_once(call: Callable[[], Any], threads: int, computing: Executor) -> floa
         return (time.perf_counter() - started) / _FEW
 
     others = [computing.submit(several) for _ in range(threads - 1)]
-    return max([several(), *(other.result() for other in others)])
+    try:
+        own = several()
+    finally:
+        futures.wait(others)
+    return max([own, *(other.result() for other in others)])
 
 
 def _repeated(row: Any, port: Port, rows: int) -> Any:

@@ -201,7 +201,10 @@ def _join(*values: Any) -> Any:
 
 def short(exc: BaseException, limit: int = 500) -> str:
     """What an exception says, on one line and without colours."""
-    text = str(exc.args[0] if isinstance(exc, KeyError) and exc.args else exc)
+    try:
+        text = str(exc.args[0] if isinstance(exc, KeyError) and exc.args else exc)
+    except Exception as broken:  # of the user's own class
+        text = f"its text cannot be made: {type(broken).__name__}"
     text = text.partition("Full object config:")[0]  # of Keras, which is long and follows the reason
     text = " ".join(text.replace("\x1b[1m", "").replace("\x1b[0m", "").split())
     # TensorFlow begins with what failed and ends with why; between them stand the lines of its own call stack.

@@ -13,6 +13,8 @@ import tensorflow as tf
 from keras import layers
 from trapped import doubling
 
+from celery_tfpool import InvalidInputError, PredictionError
+
 #: Ways to die.
 WAYS = {
     1: lambda: sys.exit(3),
@@ -93,6 +95,34 @@ class Raises(keras.Model):
 
 
 raises = Raises
+
+
+class OwnError(PredictionError):
+    """Of the user's own, with what no wire carries."""
+
+    def __init__(self, what):
+        super().__init__(what)
+
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+class RaisesOwn(keras.Model):
+    """While it is traced: an error of the user's own, another one for each number of columns."""
+
+    def call(self, x):
+        if x.shape[-1] == 1:
+            raise OwnError(object())
+        if x.shape[-1] == 2:
+            raise Unspeakable
+        if x.shape[-1] == 3:
+            raise InvalidInputError("raises_own", object(), 3)
+        return x * 2
+
+
+raises_own = RaisesOwn
 
 
 class Centred(keras.Model):

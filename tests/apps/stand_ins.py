@@ -1,19 +1,23 @@
 """Programs that a supervisor starts instead of predictors; they need no TensorFlow."""
 
-import json
 import os
 import signal
 import sys
 import time
 
+from celery_tfpool.predictors.messages import Failed, ModelFacts, Ready, line_of
 
-def say(link, **words):
-    os.write(link.fileno(), json.dumps(words).encode() + b"\n")
+FACTS = ModelFacts("", None, "float32", "", frozen=False, packed=False, max_batch_size=1, parallel=1)
+
+
+def say(link, words):
+    os.write(link.fileno(), line_of(words))
 
 
 def ready(job, listener, link):
     """Is ready at once, and says no more."""
-    say(link, ready={model.name: {} for model in job.models})
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as predictors do
+    say(link, Ready({model.name: FACTS for model in job.models}))
     while True:
         time.sleep(60)
 
@@ -29,7 +33,7 @@ def half_a_word(job, listener, link):
 
 
 def fails(job, listener, link):
-    say(link, failed="the weights are on the moon")
+    say(link, Failed("the weights are on the moon"))
     sys.exit(4)
 
 
