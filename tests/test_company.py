@@ -191,16 +191,14 @@ def test_whatever_is_raised_while_it_is_traced(several: Company, columns: int) -
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        (1, "model 'raises_own' could not predict: OwnError: <object object"),
-        (2, "model 'raises_own' could not predict: Unspeakable: its text cannot be made: RuntimeError"),
-        (3, "model 'raises_own' could not predict: InvalidInputError: model 'raises_own' expects <object object"),
+        (1, "model 'raises_own' could not predict: OwnError: .*<object object"),
+        (2, "model 'raises_own' could not predict: Unspeakable: .*its text cannot be made: RuntimeError"),
     ],
 )
 def test_errors_that_no_wire_carries(several: Company, columns: int, words: str) -> None:
-    """Subclasses of ours, those without words, those with arguments that JSON has not."""
-    with pytest.raises(PredictionError) as caught:
+    """A subclass of ours with an argument that JSON has not, and one without words."""
+    with pytest.raises(PredictionError, match=words):
         several.ask("raises_own", row(1.0, columns))
-    assert str(caught.value).startswith(words)
     assert 0 == several.restarts
 
 

@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from celery_tfpool import InvalidInputError, PredictionError, PredictionTimeout, PredictorOverloaded
 from celery_tfpool.predictors.codec import ALIGNMENT, CannotDecode, CannotEncode, aligned, decode, encode
 from celery_tfpool.predictors.framing import BadMessage, Message, Reader, TooLarge, message
+from celery_tfpool.predictors.messages import Refusal, head_of
 
 
 def through(structure: Any) -> Any:
@@ -237,3 +239,35 @@ def test_memory_of_a_long_json_is_given_back() -> None:
         data = data[len(piece) :]
         reader.received(len(piece))
     assert first == len(reader.buffer())
+
+
+# -- errors as messages --------------------------------------------------------------
+
+
+class OwnError(PredictionError):
+    """Of a user."""
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("raised", "comes"),
+    [
+        (InvalidInputError("m", "this", "that"), InvalidInputError("m", "this", "that")),
+        (PredictionTimeout("m", 3.5, "expires"), PredictionTimeout("m", 3.5, "expires")),
+        (PredictorOverloaded("m", 3, None), PredictorOverloaded("m", 3, None)),
+        (OwnError("x", 3), PredictionError("m", "OwnError: model 'x' could not predict: 3")),
+        (PredictionError("m", {1}), PredictionError("m", "PredictionError: model 'm' could not predict: {1}")),
+        (Unspeakable(), PredictionError("m", "Unspeakable: its text cannot be made: RuntimeError")),
+        (KeyError("k"), PredictionError("m", "KeyError: k")),
+        (SystemExit(3), PredictionError("m", "SystemExit: 3")),
+    ],
+)
+def test_errors_on_their_way(raised: BaseException, comes: Exception) -> None:
+    refusal = head_of(json.loads(json.dumps(Refusal.of(1, "m", raised).to_json())))
+    assert isinstance(refusal, Refusal)
+    came = refusal.exception()
+    assert (type(comes), comes.args) == (type(came), came.args)
