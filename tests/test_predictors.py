@@ -129,7 +129,7 @@ def test_larger_than_a_batch(start_worker: StartWorker) -> None:
 
 def test_batches_in_several_threads(start_worker: StartWorker, tmp_path: Path) -> None:
     """Where a call in each of two threads does more than one call in both, two full batches are computed at a time."""
-    model = {"path": "trapped:slow", "batch": True, "max_batch_size": 2}
+    model = {"path": "trapped:slow_as_without_python", "batch": True, "max_batch_size": 2}
     conf = {"tf_model_path": {"default": model}, "tf_predictors": 1, "tf_intra_op_parallelism": 2}
     worker = start_worker("-c", "4", conf=conf, env={"SLOW_CALLS": str(tmp_path / "calls")})
     assert "batches of up to 2 rows, 2 at a time" in worker.log
@@ -365,12 +365,13 @@ def test_killed_worker_main(place: str, start_worker: StartWorker, digits: str, 
     assert [] == os.listdir(place)
 
 
-def test_warm_shutdown(start_worker: StartWorker, engine: str) -> None:
+def test_warm_shutdown(start_worker: StartWorker, engine: str, tmp_path: Path) -> None:
     """A task that runs when the worker is told to stop still has its predictor, also when all get the signal."""
-    worker = start_worker("-c", "1", broker=engine, conf=TRAPPED)
-    running = worker.send("double", 104)
-    wait_until(lambda: statistics(worker)["pending_request_count"] or "double" in worker.log, "a request")
-    for pid in processes(worker):
+    worker = start_worker("-c", "1", broker=engine, conf=TRAPPED, env={"GATE": str(tmp_path)})
+    running = busy(worker, tmp_path)
+    for pid in [*processes(worker), worker.process.pid]:
         os.kill(pid, signal.SIGTERM)
-    assert 0 == worker.stop()
-    assert 208.0 == running.get(timeout=PATIENCE)
+    wait_until(lambda: "Warm shutdown" in worker.log, "the end to begin")
+    (tmp_path / "open").touch()
+    assert 0 == worker.wait()
+    assert 2.0 * GATE == running.get(timeout=PATIENCE)

@@ -62,7 +62,7 @@ def _functions(concrete: Any) -> tuple[Any, str]:
     """A GraphDef with the function and all that it calls, under names that nobody else has; and its own name."""
     graph_def = concrete.graph.as_graph_def(add_shapes=True)
     main = concrete.function_def
-    shapes = {node.name: node.attr["_output_shapes"] for node in graph_def.node}
+    shapes = {node.name: node.attr["_output_shapes"] for node in graph_def.node if "_output_shapes" in node.attr}
     graph_def.ClearField("node")
     del graph_def.library.gradient[:]
     if main.signature.name not in [function.signature.name for function in graph_def.library.function]:

@@ -67,3 +67,11 @@ def slow():
         return x
 
     return doubling(wait)
+
+
+def slow_as_without_python():
+    """As `slow`; a predictor warms it up and times it as if its time were not that of Python code."""
+    from celery_tfpool.predictors import row_check
+
+    row_check._PYTHON.clear()
+    return slow()
