@@ -42,7 +42,7 @@ class PoolNames:
     """
 
     #: The children, in no order.
-    processes = property(attrgetter("_pool"))
+    processes: property = property(attrgetter("_pool"))
 
     def create_child(self, slot: int) -> Any:
         """Start a child; the original."""
@@ -117,9 +117,9 @@ class BlockingPoolNames(PoolNames):
         self._quick_get = self.results.reader.recv
 
     #: The pipes to children and from them, and the thread that writes tasks.
-    tasks = property(attrgetter("_inqueue"))
-    results = property(attrgetter("_outqueue"))
-    task_handler = property(attrgetter("_task_handler"))
+    tasks: property = property(attrgetter("_inqueue"))
+    results: property = property(attrgetter("_outqueue"))
+    task_handler: property = property(attrgetter("_task_handler"))
 
     @staticmethod
     def finish_tasks(inqueue: Any, task_handler: Any, pool: Any) -> None:
@@ -140,9 +140,9 @@ class PipeNames:
     """
 
     #: Its ends, and their locks, the reader's first.
-    reader = property(attrgetter("_reader"))
-    writer = property(attrgetter("_writer"))
-    locks = property(attrgetter("_rlock", "_wlock"))
+    reader: property = property(attrgetter("_reader"))
+    writer: property = property(attrgetter("_writer"))
+    locks: property = property(attrgetter("_rlock", "_wlock"))
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)  # type: ignore[misc]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import logging
 import os
 import shutil
 import sys
@@ -32,7 +33,7 @@ from . import _celery
 from .errors import ModelLoadError, TFPoolError
 from .settings import ENVIRONMENT_VARIABLE
 
-logger = get_logger(__name__)
+logger: logging.Logger = get_logger(__name__)
 
 POOL = "celery_tfpool:TFPrefork"
 

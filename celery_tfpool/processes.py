@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from multiprocessing import forkserver
 from typing import Any
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: So many children in a row that end before they are ready stop the worker.
 MAX_FAILED_STARTS = 3

@@ -36,7 +36,9 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 
 redis_server = pytest_redis.factories.redis_proc(
-    executable=shutil.which("redis-server") or "redis-server", port=None, timeout=36000
+    executable=shutil.which("redis-server") or "redis-server",
+    port=None,  # type: ignore[arg-type]  # any that is free
+    timeout=36000,
 )
 
 

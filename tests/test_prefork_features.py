@@ -192,6 +192,7 @@ from conftest import wait_until
 from celery_tfpool.pool.plan import Plan
 from celery_tfpool.pool.blocking_engine import TFBlockingPool
 from celery_tfpool.pool.child_main import CHILD_STATUS
+from celery_tfpool.pool.child_rules import Status
 
 pool = TFBlockingPool(processes=1, plan=Plan())
 known = lambda: [(state.slot, state.ready) for state in pool.children.values()]
@@ -199,7 +200,7 @@ wait_until(lambda: known() == [(0, True)], "the child is ready")
 (process,) = pool._pool
 os.kill(process.pid, signal.SIGKILL)
 wait_until(lambda: process.pid not in pool.children, "its end is noted")
-pool._outqueue.put((CHILD_STATUS, (process.pid, {"ready": True, "loading": None, "models": {}})))
+pool._outqueue.put((CHILD_STATUS, (process.pid, Status({}, ready=True))))
 wait_until(lambda: known() and known()[0] == (0, True), "the next one is ready")
 print(known(), process.pid in pool.children)
 pool.close()

@@ -19,7 +19,7 @@ from celery import Celery
 import celery_tfpool.predictors.supervisor
 from celery_tfpool import errors
 from celery_tfpool.pool.blocking_engine import LastingThread
-from celery_tfpool.pool.child_rules import ChildState
+from celery_tfpool.pool.child_rules import ChildState, Status
 from celery_tfpool.pool.fork_guard import fork_decision
 from celery_tfpool.pool.plan import plan, predictor_threads, threads
 from celery_tfpool.processes import GRACE, CrashLoop
@@ -78,7 +78,7 @@ def test_child_that_never_becomes_ready() -> None:
     state = ChildState(slot=0, started=100.0)
     assert state.overdue(now=110.0, timeout=10.0) is None
     assert "not ready after 11 s" == state.overdue(now=111.0, timeout=10.0)
-    state.update({"models": {}, "loading": None, "ready": True}, now=112.0)
+    state.update(Status({}, ready=True), now=112.0)
     assert state.overdue(now=1000.0, timeout=10.0) is None
 
 
@@ -88,17 +88,17 @@ def test_child_that_is_not_ready_when_the_pool_closes() -> None:
     assert not state.unwanted(now=500.0, closing_since=None)
     assert not state.unwanted(now=500.0 + GRACE, closing_since=500.0)
     assert state.unwanted(now=501.0 + GRACE, closing_since=500.0)
-    state.update({"models": {}, "loading": None, "ready": True}, now=502.0)
+    state.update(Status({}, ready=True), now=502.0)
     assert not state.unwanted(now=501.0 + GRACE, closing_since=500.0)
 
 
 def test_child_that_loads_for_ever() -> None:
     """The child itself gives up at the time-out; worker main waits a little longer for it."""
     state = ChildState(slot=0, started=100.0, ready=True)
-    state.update({"models": {}, "loading": "digits"}, now=200.0)
+    state.update(Status({}, loading="digits"), now=200.0)
     assert state.overdue(now=210.0 + GRACE, timeout=10.0) is None
     assert "not done after 16 s, loading model 'digits'" == state.overdue(now=211.0 + GRACE, timeout=10.0)
-    state.update({"models": {"digits": {"loaded": True}}, "loading": None}, now=212.0)
+    state.update(Status({"digits": {"loaded": True}}), now=212.0)
     assert state.overdue(now=1000.0, timeout=10.0) is None
 
 

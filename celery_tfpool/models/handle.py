@@ -23,7 +23,7 @@ from ..packs.fingerprint import Content
 from ..runners.protocol import Predicts
 from .lazy_model import AroundLoad, LazyModel, load_plainly
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Handle:

@@ -26,7 +26,7 @@ from ..runners.location import BadSource
 from ..runners.protocol import Predicts, Runner
 from .loading import load
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Entered around each load with the model's name and path.
 AroundLoad = Callable[[str, str], AbstractContextManager[None]]

@@ -19,11 +19,9 @@ class PackRunner(Runner):
     """Calls of a pack's graph."""
 
     def __init__(self, name: str, folder: str) -> None:
-        self.name, self.pack_folder = name, folder
-        self.manifest, self._compiled = attach(folder)
-        self._inputs = self.manifest.inputs
-        self.inputs = self._inputs.ports
-        self.outputs = self.manifest.output_ports()
+        manifest, self._compiled = attach(folder)
+        super().__init__(name, manifest.inputs, manifest.output_ports(), folder)
+        self.manifest: Manifest = manifest
 
     def compiled(self) -> Compiled:
         """The pack's graph."""

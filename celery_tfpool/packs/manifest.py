@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from ..runners.inputs import Inputs, inputs_of_json
 from ..runners.location import BadSource
 from ..runners.protocol import CannotPack
 from ..runners.spec import Port
-from ..runners.structure import CannotEncode, structure_of_json, structure_to_json
+from ..runners.structure import CannotEncode, leaves, structure_of_json, structure_to_json
 
 FORMAT = 1
 MANIFEST = "pack.json"
@@ -74,7 +73,7 @@ class Manifest:
 
     def output_ports(self) -> list[Port]:
         """The outputs, flat; without a shape where not even the rank is known."""
-        return [Port(output.name, output.dtype, tuple(output.shape or ())) for output in _leaves(self.outputs)]
+        return [Port(output.name, output.dtype, tuple(output.shape or ())) for output in leaves(self.outputs)]
 
     def to_json(self) -> dict[str, Any]:
         """What ``pack.json`` holds, with a checksum."""
@@ -225,11 +224,3 @@ def _inputs_to_json(inputs: Inputs) -> Any:
 
 def _decoded(facts: Any) -> Any:
     return structure_of_json(facts, lambda leaf: Output(**leaf) if isinstance(leaf, dict) else leaf)
-
-
-def _leaves(structure: Any) -> Iterator[Any]:
-    if isinstance(structure, (dict, list, tuple)):
-        for part in structure.values() if isinstance(structure, dict) else structure:
-            yield from _leaves(part)
-    else:
-        yield structure

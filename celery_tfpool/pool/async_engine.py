@@ -7,14 +7,14 @@ from typing import Any
 from celery.concurrency import asynpool
 
 from .._celery import AsyncPoolNames
-from .child_main import AsyncWorker
+from .child_main import AsyncWorker, Worker
 from .watched import Watched
 
 
 class TFAsynPool(Watched, AsyncPoolNames, asynpool.AsynPool):  # type: ignore[misc]
     """The engine for brokers with an event loop."""
 
-    child_class = AsyncWorker
+    child_class: type[Worker] = AsyncWorker
 
     def on_process_exit(self, hub: Any, process: Any, looks: int = 100) -> None:
         """The original, and again until the process can be waited for."""

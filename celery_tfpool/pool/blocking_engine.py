@@ -24,7 +24,7 @@ from billiard.queues import SimpleQueue
 from .._celery import BlockingPoolNames, PipeNames, is_alive
 from ..processes import GRACE
 from . import fork_guard
-from .child_main import BlockingWorker
+from .child_main import BlockingWorker, Worker
 from .child_rules import ChildState
 from .watched import Watched
 
@@ -32,7 +32,7 @@ from .watched import Watched
 class TFBlockingPool(Watched, BlockingPoolNames, billiard.pool.Pool):  # type: ignore[misc]
     """The engine for all other brokers."""
 
-    child_class = BlockingWorker
+    child_class: type[Worker] = BlockingWorker
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._starter = LastingThread("child-starter")

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -28,10 +29,11 @@ from ..predictors.remote_model import RemoteRunner
 from ..runners import tf_state
 from ..settings import Settings, read
 from . import deadlines
+from .child_rules import Status
 from .interruption import interruptible
 from .plan import Plan
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 #: The plan of this process if it is a pool child.
@@ -41,7 +43,7 @@ _models: dict[Settings, Models] = {}
 _lock = threading.Lock()
 
 #: Sends `status` to worker main; set while that is possible, in this process but not in a fork of it.
-_report: Callable[[dict[str, Any]], None] | None = None
+_report: Callable[[Status], None] | None = None
 _pid = 0
 #: Set when this process must not take another task.
 _retired = False
@@ -114,7 +116,7 @@ def prepare(plan: Plan) -> None:
     tf_state.limit_threads(intra_op=plan.intra_op, inter_op=plan.inter_op, explicit=plan.explicit_threads)
 
 
-def follow_init(report: Callable[[dict[str, Any]], None]) -> None:
+def follow_init(report: Callable[[Status], None]) -> None:
     """Have `on_process_init` called, after the user's own handlers of that signal, and from now on ``report`` loads."""
     global _report
     _report = report
@@ -156,10 +158,10 @@ def _retire() -> None:
     _retired = True
 
 
-def status() -> dict[str, Any]:
-    """What worker main shows of this child; JSON-friendly."""
+def status() -> Status:
+    """What worker main shows of this child."""
     models = next(iter(_models.values()), None)
-    return {"models": models.status() if models else {}, "loading": None}
+    return Status(models.status() if models else {})
 
 
 @contextlib.contextmanager
@@ -170,7 +172,7 @@ def _around_load(name: str, path: str) -> Iterator[None]:
         return
     limit, started = _plan.startup_timeout, time.monotonic()
     logger.info("child %d: loading model %r from %r", os.getpid(), name, path)
-    _tell({**status(), "loading": name})
+    _tell(replace(status(), loading=name))
     try:
         too_long = ModelLoadError(name, path, f"it took longer than {limit:g} s (tf_startup_timeout)")
         with interruptible(limit, too_long, on_interruption=_retire):
@@ -180,8 +182,8 @@ def _around_load(name: str, path: str) -> Iterator[None]:
     logger.info("child %d: loaded model %r in %.2f s", os.getpid(), name, time.monotonic() - started)
 
 
-def _tell(facts: dict[str, Any]) -> None:
+def _tell(status: Status) -> None:
     # Only the thread that runs tasks may write to the pipe of results: two
     # writers would mix their bytes.
     if _report is not None and _pid == os.getpid() and threading.current_thread() is threading.main_thread():
-        _report(facts)
+        _report(status)

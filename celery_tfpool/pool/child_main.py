@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import faulthandler
 import functools
+import logging
 import os
 import sys
+from dataclasses import replace
 from typing import Any
 
 import billiard.pool
@@ -17,11 +19,12 @@ from .. import processes
 from .._celery import ChildNames, judge_memory_by
 from ..errors import ModelLoadError
 from . import child
+from .child_rules import Status
 from .plan import Plan
 
-logger = get_logger(__name__)
+logger: logging.Logger = get_logger(__name__)
 
-#: Sent by a child to worker main: (pid, facts).  Beside billiard's ACK … DEATH and Celery's WORKER_UP.
+#: Sent by a child to worker main: (pid, status).  Beside billiard's ACK … DEATH and Celery's WORKER_UP.
 CHILD_STATUS = 87
 
 
@@ -58,11 +61,11 @@ class Worker(ChildNames):
 
     def on_loop_start(self, pid: int) -> None:
         """Say that this child is ready, to us and then to Celery."""
-        self._report({**child.status(), "ready": True})
+        self._report(replace(child.status(), ready=True))
         super().on_loop_start(pid)  # type: ignore[misc]
 
-    def _report(self, facts: dict[str, Any]) -> None:
-        self.outq.put((CHILD_STATUS, (os.getpid(), facts)))  # type: ignore[attr-defined]
+    def _report(self, status: Status) -> None:
+        self.outq.put((CHILD_STATUS, (os.getpid(), status)))  # type: ignore[attr-defined]
 
     def before_task(self) -> None:
         """End a child that a load was interrupted in."""

@@ -1,6 +1,6 @@
 """When a child is overdue, and when to give up on children: rules, with the time as an argument.
 
-Nothing here knows processes or signals; `engines` applies these rules.
+Nothing here knows processes or signals; `watched` applies these rules.
 """
 
 from __future__ import annotations
@@ -9,6 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..processes import GRACE
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a child says of itself to worker main."""
+
+    #: By name, of each model of its: whether it is loaded, from its pack or not, and in how many seconds.
+    models: dict[str, dict[str, Any]]
+    #: The model that it is loading.
+    loading: str | None = None
+    #: Whether it takes tasks.
+    ready: bool = False
 
 
 @dataclass
@@ -24,12 +36,12 @@ class ChildState:
     models: dict[str, Any] = field(default_factory=dict)
     killed_at: float | None = None
 
-    def update(self, facts: dict[str, Any], now: float) -> None:
+    def update(self, status: Status, now: float) -> None:
         """Note what the child has said of itself."""
-        self.ready = self.ready or bool(facts.get("ready"))
-        self.models = facts["models"]
-        if facts["loading"] != self.loading:
-            self.loading, self.loading_since = facts["loading"], now
+        self.ready = self.ready or status.ready
+        self.models = status.models
+        if status.loading != self.loading:
+            self.loading, self.loading_since = status.loading, now
 
     def overdue(self, now: float, timeout: float) -> str | None:
         """Why this child has to be killed; None when it does not."""

@@ -7,13 +7,15 @@ is started; either way the reader learns which line did it.
 
 from __future__ import annotations
 
+import logging
+
 import celery
 from celery.utils.log import get_logger
 
 from ..errors import ForkGuardError
 from ..runners import tf_state
 
-logger = get_logger(__name__)
+logger: logging.Logger = get_logger(__name__)
 
 
 def fork_decision(*, evidence: str, fork_guard: str, can_spawn: bool) -> str:

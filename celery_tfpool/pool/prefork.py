@@ -12,6 +12,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ from .async_engine import TFAsynPool
 from .blocking_engine import TFBlockingPool
 from .plan import Plan, assign, preimport
 
-logger = get_logger(__name__)
+logger: logging.Logger = get_logger(__name__)
 
 WorkController.Blueprint.default_steps.add("celery_tfpool.pool.startup:Models")
 
@@ -55,11 +56,11 @@ class TFPrefork(TaskPool):  # type: ignore[misc]
     BlockingPool = TFBlockingPool
 
     #: What `bootstep.Models` decided; a pool without a worker has the defaults.
-    plan = Plan()
+    plan: Plan = Plan()
     #: What became of each model, as `bootstep.Models` found out.
     packings: Sequence[Packing] = ()
     #: Threads of one predictor, as `bootstep.Models` decided.
-    predictor_threads = (1, 1)
+    predictor_threads: tuple[int, int] = (1, 1)
     supervisor: Supervisor | None = None
     forking_enable: bool
 

@@ -30,13 +30,13 @@ from .inspect import banner, facts
 from .plan import absolute, all_predicted_elsewhere, plan, predictor_threads, preimport, usable_cores
 from .prefork import TFPrefork, preparation
 
-logger = get_logger(__name__)
+logger: logging.Logger = get_logger(__name__)
 
 
 class Models(bootsteps.StartStopStep):  # type: ignore[misc]
     """Runs after the pool is made and before it forks; only with `TFPrefork`."""
 
-    requires = ("celery.worker.components:Pool",)
+    requires: tuple[str, ...] = ("celery.worker.components:Pool",)
 
     def include_if(self, w: Any) -> bool:
         """Whether this worker's pool is ours."""

@@ -8,6 +8,7 @@ loop.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import time
@@ -23,10 +24,10 @@ from ..errors import ForkGuardError
 from ..processes import GRACE, MAX_FAILED_STARTS, CrashLoop
 from . import fork_guard
 from .child_main import CHILD_STATUS, Worker
-from .child_rules import ChildState
+from .child_rules import ChildState, Status
 from .plan import Plan
 
-logger = get_logger(__name__)
+logger: logging.Logger = get_logger(__name__)
 
 
 class Watched(PoolNames):
@@ -86,14 +87,14 @@ class Watched(PoolNames):
             state.killed_at = time.monotonic()
         _signal(pid, signal.SIGKILL)
 
-    def _on_child_status(self, pid: int, facts: dict[str, Any]) -> None:
+    def _on_child_status(self, pid: int, status: Status) -> None:
         # A child may speak before the thread that started it goes on to note its slot; asked first, because that
         # thread first notes the child and then says that it has.
         starting, now = self._starting, time.monotonic()
         if pid not in self.children and not starting:
             return  # the last words of a child that is gone
-        self.children.setdefault(pid, ChildState(slot=-1, started=now)).update(facts, now)
-        if facts.get("ready"):
+        self.children.setdefault(pid, ChildState(slot=-1, started=now)).update(status, now)
+        if status.ready:
             self._crash_loop.ended(ready=True)
 
     def create_child(self, slot: int) -> Any:

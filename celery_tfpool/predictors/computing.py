@@ -13,7 +13,7 @@ from .batching import Part
 from .calls import Call, NotByRows
 from .requests import Request
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 def compute(parts: Sequence[Part[Request]], *, in_one_thread: bool) -> tuple[list[Any], int]:

@@ -16,7 +16,7 @@ from .messages import AskPrediction, AskStatistics, Counters, Greeting, Head, he
 from .requests import Request
 from .scheduler import Scheduler
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Conversation(asyncio.BufferedProtocol):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ..runners.convert import short
 from .keeper import Keeper
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Bytes of a question.
 MOST_BYTES = 1000

@@ -31,7 +31,8 @@ class Folder:
     """
 
     def __init__(self) -> None:
-        self.path, self._lock = make()
+        path, self._lock = make()
+        self.path: str = path
         self._sockets: list[socket.socket] = []
         _folders.add(self)
 

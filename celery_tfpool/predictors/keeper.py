@@ -22,7 +22,7 @@ from .awaiting import ended, ending, in_thread
 from .connection import ask_statistics
 from .messages import Failed, ModelFacts, words_of
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Ends of one predictor that are remembered.
 _MOST_ENDS = 100

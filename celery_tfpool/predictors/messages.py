@@ -29,7 +29,7 @@ _ERRORS = {cls.__name__: cls for cls in vars(errors).values() if isinstance(cls,
 class _Head:
     """Fields are the keys of a JSON object, beside ``"is"``, which tells what it is."""
 
-    KIND: ClassVar[str]
+    KIND: ClassVar[str] = ""
 
     def to_json(self) -> dict[str, Any]:
         """The head of a message."""
@@ -40,7 +40,7 @@ class _Head:
 class AskPrediction(_Head):
     """One request."""
 
-    KIND = "predict"
+    KIND: ClassVar[str] = "predict"
     #: Of this request alone, among those of all processes of a worker.
     id: int
     model: str
@@ -71,7 +71,7 @@ class AskPrediction(_Head):
 class AskStatistics(_Head):
     """What the predictor has done."""
 
-    KIND = "stats"
+    KIND: ClassVar[str] = "stats"
     id: int
 
     def check(self) -> None:
@@ -83,7 +83,7 @@ class AskStatistics(_Head):
 class Greeting(_Head):
     """Which process this is."""
 
-    KIND = "hello"
+    KIND: ClassVar[str] = "hello"
     pid: int
 
     def check(self) -> None:
@@ -95,7 +95,7 @@ class Greeting(_Head):
 class Outputs(_Head):
     """Of request ``id``; ``x`` describes the body."""
 
-    KIND = "outputs"
+    KIND: ClassVar[str] = "outputs"
     id: int
     x: Any
 
@@ -108,7 +108,7 @@ class Outputs(_Head):
 class Refusal(_Head):
     """Why there are no outputs: an error of `errors`, and its arguments."""
 
-    KIND = "error"
+    KIND: ClassVar[str] = "error"
     id: int
     error: str
     args: list[Any]
@@ -139,7 +139,7 @@ _PLAIN = (str, int, float, type(None))
 class Counters(_Head):
     """What a predictor has done, for ``celery inspect``."""
 
-    KIND = "counters"
+    KIND: ClassVar[str] = "counters"
     id: int
     stats: dict[str, Any]
 

@@ -35,7 +35,7 @@ from .requests import Batch, Request
 from .served_model import ServedModel
 from .statistics import Statistics
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Scheduler:
@@ -57,10 +57,11 @@ class Scheduler:
         folder: str,
         index: int,
     ) -> None:
-        self.models, self._settings, self._index, self._computing = models, settings, index, computing
+        self.models: dict[str, ServedModel] = models
+        self._settings, self._index, self._computing = settings, index, computing
         self._batcher: Batcher[Request] = Batcher(settings.batch_timeout, callers=0)
         self._board = LoadBoard(folder)
-        self.statistics = Statistics.of_board(self._board, index)
+        self.statistics: Statistics = Statistics.of_board(self._board, index)
         most = max((model.max_size for model in models.values()), default=1)
         self._notes = Computing(folder, index, (threads + 1) * most)
         self._loop = asyncio.get_running_loop()

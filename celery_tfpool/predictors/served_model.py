@@ -23,7 +23,7 @@ from .messages import ModelFacts
 from .row_check import Reason
 from .tuning import Tuning
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Calls of one row that a trial takes as long as; and where the time of a call is known by a larger one.
 _TRIAL, _TRIAL_LIKE = 12, 10
@@ -53,17 +53,19 @@ class ServedModel:
     """
 
     def __init__(self, runner: Runner, max_size: int, threads: int = 1, batch: bool | str = "auto") -> None:
-        self.runner, self.max_size, self._threads, self._batch = runner, max_size, threads, batch
+        self.runner: Runner = runner
+        self.name: str = runner.name
+        self.max_size: int = max_size
+        self._threads, self._batch = threads, batch
         #: Rows that count as one batch where it is said how many batches may wait: as set, whatever pays.
-        self.rows_that_count = max_size
-        self.name = runner.name
-        self.only_here = runner.only_here() or _unsendable(runner)
+        self.rows_that_count: int = max_size
+        self.only_here: str = runner.only_here() or _unsendable(runner)
         #: Why requests are computed alone; and what came of a trial that failed.
         self.alone: Reason | None = Reason.SIZE if max_size == 1 else Reason.REFUSED if batch is False else None
-        self.detail = ""
-        self.is_frozen = False
+        self.detail: str = ""
+        self.is_frozen: bool = False
         #: Whether each call is sure to be over in a moment.
-        self.is_quick = False
+        self.is_quick: bool = False
         self._compiled = runner.compiled() if runner.inputs and not self.only_here else None
         #: Of a model that does not say what it takes.
         self._traces: dict[int, _Trace] = {}

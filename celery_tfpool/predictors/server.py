@@ -43,7 +43,7 @@ from .messages import Failed, Ready, line_of
 from .scheduler import Scheduler
 from .served_model import ServedModel
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: The part of ``tf_startup_timeout`` that warming up all models of a predictor may take.
 _WARMING_UP = 0.25

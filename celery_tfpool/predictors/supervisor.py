@@ -44,7 +44,7 @@ from .messages import ModelFacts
 from .server import Job
 from .statistics import Statistics
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds between two looks at whether the worker should stop.
 _TICK = 0.02

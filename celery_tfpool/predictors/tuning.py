@@ -21,7 +21,7 @@ from ..runners.protocol import BATCH_SIZE, Compiled, Runner
 from ..runners.spec import Port
 from . import freezing, row_check
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds of a quick call; of one that may be of full size whether that pays or not; of one that is long for a try.
 _QUICK, _SHORT, _LONG = 1e-3, 20e-3, 0.5
@@ -59,10 +59,11 @@ class Tuning:
         self._until = time.monotonic() + budget
         self._is_batched = True
         #: The fastest call; whether it is the frozen one, and sure to be over in a moment.
-        self.compiled = compiled
-        self.is_frozen = self.is_quick = False
+        self.compiled: Compiled = compiled
+        self.is_frozen: bool = False
+        self.is_quick: bool = False
         #: Rows per batch from which more do not pay.
-        self.max_size = max_size
+        self.max_size: int = max_size
         #: The same call in one thread, where each thread should compute batches of its own.
         self.in_one_thread: Compiled | None = None
 

@@ -8,13 +8,13 @@ Whether a value fits its input is for `ports`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .convert import Misfit, is_dense, sketch
 from .spec import Port
-from .structure import map_leaves, structure_of_json, structure_to_json
+from .structure import map_leaves, side_by_side, structure_of_json, structure_to_json
 
 
 @dataclass(frozen=True)
@@ -118,24 +118,10 @@ class Structured(Inputs):
 
     def _by_place(self, x: Any) -> list[Any]:
         try:
-            found = dict(_places(self.structure, x))
+            found = dict(side_by_side(self.structure, x))
         except LookupError:
             raise Misfit(f"{sketch(x)}, not {sketch(self.pack(self.ports))}") from None
         return [found[number] for number in range(len(self.ports))]
-
-
-def _places(structure: Any, x: Any) -> Iterator[tuple[Any, Any]]:
-    """Each leaf of ``structure`` with what ``x`` has in its place; LookupError when ``x`` is built otherwise."""
-    if isinstance(structure, dict) and isinstance(x, Mapping) and set(x) == set(structure):
-        for key in structure:
-            yield from _places(structure[key], x[key])
-    elif isinstance(structure, (list, tuple)) and isinstance(x, (list, tuple)) and len(x) == len(structure):
-        for part, value in zip(structure, x, strict=True):
-            yield from _places(part, value)
-    elif isinstance(structure, (dict, list, tuple)):
-        raise LookupError(sketch(x))
-    else:
-        yield structure, x
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,11 @@ class KerasRunner(Runner):
     _inputs: Structured
 
     def __init__(self, name: str, model: Any) -> None:
-        self.name = name
-        self.keras_model = model
         symbols = declared(model, "inputs")
         structure = _structure(model, symbols)
-        self._inputs = Structured(_ports(structure, symbols), _numbers(structure))
-        self.inputs = self._inputs.ports
-        self.outputs = [port_of(symbol) for symbol in declared(model, "outputs")]
+        inputs = Structured(_ports(structure, symbols), _numbers(structure))
+        super().__init__(name, inputs, [port_of(symbol) for symbol in declared(model, "outputs")])
+        self.keras_model = model
         self._overridden = overrides(model, "predict", "make_predict_function")
         self._lock = threading.Lock()
         self._compiled: Compiled | None = None

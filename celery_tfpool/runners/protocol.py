@@ -106,14 +106,16 @@ class Predicts(Protocol):
 class Runner(ABC):
     """A loaded model with a compiled call."""
 
-    name: str
-    inputs: list[Port]
-    outputs: list[Port]
-    _inputs: Inputs
     #: The real Keras model; None for a SavedModel.
     keras_model: Any = None
-    #: The folder of the pack whose files its weights are; None if they are memory of this process.
-    pack_folder: str | None = None
+
+    def __init__(self, name: str, inputs: Inputs, outputs: list[Port], pack_folder: str | None = None) -> None:
+        self.name: str = name
+        self._inputs = inputs
+        self.inputs: list[Port] = inputs.ports
+        self.outputs: list[Port] = outputs
+        #: The folder of the pack whose files its weights are; None if they are memory of this process.
+        self.pack_folder: str | None = pack_folder
 
     @abstractmethod
     def compiled(self) -> Compiled:

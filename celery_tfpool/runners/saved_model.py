@@ -23,14 +23,12 @@ class SignatureRunner(Runner):
     _inputs: Named
 
     def __init__(self, name: str, path: str) -> None:
-        self.name = name
         self._loaded = _load(path)  # owns the variables: must live as long as the signature
         self._signature = _signature(self._loaded)
         _, inputs = self._signature.structured_input_signature
         outputs = self._signature.structured_outputs
-        self._inputs = Named([port_of(spec, key) for key, spec in inputs.items()], _orders(self._loaded))
-        self.inputs = self._inputs.ports
-        self.outputs = [port_of(spec, key) for key, spec in outputs.items()]
+        named = Named([port_of(spec, key) for key, spec in inputs.items()], _orders(self._loaded))
+        super().__init__(name, named, [port_of(spec, key) for key, spec in outputs.items()])
         self._compiled = Compiled(self._call, _only(outputs), graph_def_of(self._signature))
 
     def compiled(self) -> Compiled:

@@ -1,8 +1,11 @@
-"""Nested dicts, lists and tuples of inputs or outputs as JSON, and back."""
+"""Nested dicts, lists and tuples of inputs or outputs: as JSON and back, leaf by leaf.
+
+For processes that have no Keras; where there is one `keras.tree` does it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 
@@ -38,6 +41,15 @@ def structure_of_json(facts: Any, leaf: Callable[[Any], Any]) -> Any:
     return leaf(value)
 
 
+def leaves(structure: Any) -> Iterator[Any]:
+    """Those of nested dicts, lists and tuples, in their order."""
+    if isinstance(structure, (dict, list, tuple)):
+        for part in structure.values() if isinstance(structure, dict) else structure:
+            yield from leaves(part)
+    else:
+        yield structure
+
+
 def map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
     """Nested dicts, lists and tuples with ``function`` of each leaf in its place."""
     if isinstance(structure, dict):
@@ -45,3 +57,21 @@ def map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
     if isinstance(structure, (list, tuple)):
         return type(structure)(map_leaves(function, part) for part in structure)
     return function(structure)
+
+
+def side_by_side(structure: Any, x: Any) -> Iterator[tuple[Any, Any]]:
+    """Each leaf of ``structure`` with what ``x`` has in its place.
+
+    Raises:
+        LookupError: ``x`` is built otherwise.
+    """
+    if isinstance(structure, dict) and isinstance(x, Mapping) and set(x) == set(structure):
+        for key in structure:
+            yield from side_by_side(structure[key], x[key])
+    elif isinstance(structure, (list, tuple)) and isinstance(x, (list, tuple)) and len(x) == len(structure):
+        for part, value in zip(structure, x, strict=True):
+            yield from side_by_side(part, value)
+    elif isinstance(structure, (dict, list, tuple)):
+        raise LookupError
+    else:
+        yield structure, x
