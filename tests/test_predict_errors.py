@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import inspect
 import json
@@ -383,6 +384,7 @@ def test_handle_is_lazy():
     assert {model: 1}[model]
     assert inspect.unwrap(model) is model
     assert not inspect.iscoroutinefunction(model)
+    assert not asyncio.iscoroutinefunction(model)
     with pytest.raises(TypeError, match=r"model 'risk' .* send the name, and call get_model\(name\)"):
         pickle.dumps(model)
     with pytest.raises(TypeError):

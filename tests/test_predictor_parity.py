@@ -28,6 +28,7 @@ from celery_tfpool.packs import build
 from celery_tfpool.packs.cache import PackCache
 from celery_tfpool.predictors.batching import Part
 from celery_tfpool.predictors.client import Client
+from celery_tfpool.predictors.messages import ModelFacts
 from celery_tfpool.predictors.remote_model import RemoteRunner
 from celery_tfpool.predictors.row_check import Reason
 from celery_tfpool.predictors.server import Job, started_at
@@ -40,7 +41,7 @@ NAMES = [name for name in ZOO if name != "sampling"]
 
 
 @pytest.fixture(scope="module")
-def predictors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Any, Handle, dict[str, Any]]]]:
+def predictors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Any, Handle, ModelFacts]]]:
     """By name of the zoo: the model by Keras, a handle of it in predictors, and what these say of it."""
     folder = tmp_path_factory.mktemp("zoo")
     theirs, paths, packs = {}, [], []
@@ -83,7 +84,7 @@ def predictors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, t
         supervisor.stop()
 
 
-Served = dict[str, tuple[Any, Handle, dict[str, Any]]]
+Served = dict[str, tuple[Any, Handle, ModelFacts]]
 
 
 def assert_close(ours: Any, theirs: Any) -> None:
@@ -135,7 +136,7 @@ def test_many_at_once(predictors: Served, name: str) -> None:
 
 def test_what_is_not_batched(predictors: Served) -> None:
     """What has a fixed number of rows, or cannot be tried; everything else shares calls."""
-    alone = {name: facts["alone"] for name, (_, _, facts) in predictors.items() if facts["alone"]}
+    alone = {name: facts.alone for name, (_, _, facts) in predictors.items() if facts.alone}
     no_noise, not_tried = Reason.NO_NOISE.value, Reason.NOT_TRIED.value
     assert alone == {
         "fixed number of rows": Reason.FIXED_ROWS.value,
@@ -143,7 +144,7 @@ def test_what_is_not_batched(predictors: Served) -> None:
         **{name: not_tried for name in alone if alone[name] == not_tried},
     }
     assert {"subclassed"} == {name for name in alone if alone[name] == not_tried and name in ("subclassed", "dense")}
-    ours_alone = {name: facts["only_here"] for name, (_, _, facts) in predictors.items() if facts["only_here"]}
+    ours_alone = {name: facts.only_here for name, (_, _, facts) in predictors.items() if facts.only_here}
     assert {"TextVectorization, ragged": "the size of its outputs depends on what is in its inputs"} == ours_alone
 
 

@@ -26,6 +26,10 @@ from .lazy_model import AroundLoad, LazyModel, load_plainly
 logger: logging.Logger = logging.getLogger(__name__)
 
 
+#: Inspect, asyncio, json, notebooks and friends ask for these, of whatever they meet.
+_ASKED_OF_ANYTHING = ("__", "_is_coroutine", "_partialmethod", "_repr_", "_ipython_")
+
+
 class Handle:
     """A model by name.  `predict` is Keras's, without its overhead; all else is the Keras model itself.
 
@@ -89,7 +93,7 @@ class Handle:
         return self._lazy.keras_model("__call__")(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith(("__", "_repr_", "_ipython_")):  # inspect, json, notebooks and friends ask for these
+        if name.startswith(_ASKED_OF_ANYTHING):
             raise AttributeError(name)
         model = self._lazy.keras_model(name)
         if name == "quantize":  # makes another function of the model, so Keras forgets its compiled one too

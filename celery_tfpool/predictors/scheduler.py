@@ -247,5 +247,4 @@ class Scheduler:
 
     def overdue(self, limit: float) -> Batch | None:
         """A batch that takes longer than so many seconds."""
-        now = time.monotonic()
-        return next((batch for batch in self._running if now - batch.since > limit), None)
+        return next((batch for batch in self._running if time.monotonic() - batch.since > limit), None)
