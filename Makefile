@@ -1,6 +1,10 @@
 # Everything a fresh machine needs is installed by these targets; see README.md.  `make help` lists them.
-PYTHON ?= python3
-OLDEST_CELERY = 5.5.0
+# The newest Python that is supported, and the oldest, if pyenv has them.
+pyenv = $(lastword $(wildcard $(HOME)/.pyenv/versions/$(1).*/bin/python))
+PYTHON ?= $(or $(call pyenv,3.13),python3)
+OLDEST_PYTHON ?= $(or $(call pyenv,3.10),python3)
+# Redis's client is that of the time: a later one deadlocks in that Celery's.
+OLDEST = 'celery==5.5.0' 'redis==5.2.1' 'tensorflow-cpu==2.16.*' 'keras==3.1.*'
 # Most tests wait for a worker most of the time.
 PYTEST_OPTIONS ?= -n 4 --dist worksteal
 VENV = .venv/bin/python
@@ -25,12 +29,10 @@ demo: .venv/.demo  ## train a small model, start a real worker, print prediction
 
 # -- tests
 
-test: .venv/.dev servers test-oldest  ## all tests, with the newest and the oldest Celery
+test: .venv/.dev servers test-oldest  ## all tests with the newest of all, and those of internals with the oldest
 	$(VENV) -m pytest $(PYTEST_OPTIONS)
 
-# The same workers under the oldest Celery that is supported, with the Redis client of its time (a later one
-# deadlocks in that Celery's client); TensorFlow comes from .venv.
-test-oldest: .venv-oldest/.done servers  ## those that touch Celery, with the oldest
+test-oldest: .venv-oldest/.done servers  ## those that touch Celery's and TensorFlow's internals, with the oldest of all
 	.venv-oldest/bin/python -m pytest $(PYTEST_OPTIONS) tests/test_choose_pool.py tests/test_fork_guard.py \
 		tests/test_prefork_features.py tests/test_sharing.py::test_shared tests/test_loading.py::test_eager \
 		tests/test_loading.py::test_eager_load_that_takes_too_long \
@@ -41,12 +43,9 @@ test-oldest: .venv-oldest/.done servers  ## those that touch Celery, with the ol
 	.venv/bin/pip install --quiet --editable '.[dev]'
 	@touch $@
 
-.venv-oldest/.done: .venv/.dev Makefile
-	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/pip install --quiet 'celery==$(OLDEST_CELERY)' 'redis==5.2.1'
-	.venv-oldest/bin/pip install --quiet --no-deps --editable .
-	$(VENV) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-		> "$$(.venv-oldest/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz-newest.pth"
+.venv-oldest/.done: setup.cfg Makefile
+	$(OLDEST_PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --editable '.[test]' $(OLDEST)
 	@touch $@
 
 # Redis and RabbitMQ, which the tests start on free ports of their own.
@@ -57,7 +56,7 @@ servers:
 conformance: .venv/.conformance servers  ## Celery's own test suite with prefork replaced by this pool
 	$(VENV) tests/conformance/run.py
 
-conformance-oldest: .venv-oldest/.done .venv/.conformance servers  ## the same with the oldest Celery
+conformance-oldest: .venv-oldest/.conformance servers  ## the same with the oldest of all
 	.venv-oldest/bin/python tests/conformance/run.py
 
 conformance-baseline: .venv/.conformance servers  ## the same with stock prefork
@@ -65,6 +64,10 @@ conformance-baseline: .venv/.conformance servers  ## the same with stock prefork
 
 .venv/.conformance: .venv/.dev tests/conformance/requirements.txt
 	.venv/bin/pip install --quiet -r tests/conformance/requirements.txt
+	@touch $@
+
+.venv-oldest/.conformance: .venv-oldest/.done tests/conformance/requirements.txt
+	.venv-oldest/bin/pip install --quiet -r tests/conformance/requirements.txt
 	@touch $@
 
 # -- the rest
