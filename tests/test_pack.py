@@ -22,9 +22,8 @@ from zoo import ZOO, chain, normal
 from celery_tfpool import SettingsError, errors, processes
 from celery_tfpool.models.handle import Handle
 from celery_tfpool.models.lazy_model import LazyModel
-from celery_tfpool.models.loading import load
 from celery_tfpool.packs import attach, build, manifest, write
-from celery_tfpool.packs.attach import PackRunner
+from celery_tfpool.packs.attach import PackRunner, load
 from celery_tfpool.packs.cache import PackCache
 from celery_tfpool.packs.compared import write_compared
 from celery_tfpool.pool import startup
@@ -340,7 +339,7 @@ def test_weights_are_shared(tmp_path: Path) -> None:
     folder = pack_of(path, tmp_path / "pack")
     program = f"""
 import numpy as np
-from celery_tfpool.models.loading import load
+from celery_tfpool.packs.attach import load
 from celery_tfpool import processes
 small = load("small", {pack_of(str(small_model(tmp_path)), tmp_path / "small")!r}, safe_mode=True)
 small.predict(np.ones((1, 2)), 1)

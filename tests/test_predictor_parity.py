@@ -23,8 +23,8 @@ from zoo import ZOO, chain
 
 from celery_tfpool import InvalidInputError
 from celery_tfpool.models.handle import Handle, Models
-from celery_tfpool.models.loading import load
 from celery_tfpool.packs import build
+from celery_tfpool.packs.attach import load
 from celery_tfpool.packs.cache import PackCache
 from celery_tfpool.predictors.batching import Part
 from celery_tfpool.predictors.client import Client

@@ -14,7 +14,7 @@ from zoo import chain, normal
 
 from celery_tfpool.models.handle import Handle
 from celery_tfpool.models.lazy_model import LazyModel
-from celery_tfpool.models.loading import load
+from celery_tfpool.packs.attach import load
 from celery_tfpool.packs.compared import write_compared
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -18,8 +18,8 @@ import keras
 import tensorflow as tf
 from recipe import PACKS, PATHS
 
-from celery_tfpool.models.loading import load
 from celery_tfpool.packs import build
+from celery_tfpool.packs.attach import load
 from celery_tfpool.packs.cache import PackCache
 
 

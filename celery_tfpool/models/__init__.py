@@ -5,5 +5,4 @@ Celery, or of where the process runs.
 
     handle      what `get_model` returns
     lazy_model  one model: nothing until its first use
-    loading     whatever stands at a path
 """

@@ -18,13 +18,12 @@ from typing import Any
 
 from ..errors import ModelLoadError, TFPoolError
 from ..packs import fingerprint
-from ..packs.attach import PackRunner
+from ..packs.attach import PackRunner, load
 from ..packs.fingerprint import Content
 from ..runners import location, tf_state
 from ..runners.convert import short
 from ..runners.location import BadSource
 from ..runners.protocol import Predicts, Runner
-from .loading import load
 
 logger: logging.Logger = logging.getLogger(__name__)
 

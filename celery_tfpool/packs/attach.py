@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 
 from .. import _tensorflow
+from ..runners import location
+from ..runners.location import Kind
 from ..runners.protocol import Compiled, Runner
+from ..runners.stored import load_stored
 from .manifest import GRAPH, DamagedPack, Manifest, Weight, check_versions, read_manifest
 
 
@@ -32,13 +35,15 @@ class PackRunner(Runner):
         return [weight for weight in self.manifest.weights if weight.variable]
 
 
-def opened(name: str, folder: str) -> PackRunner:
-    """The pack that a user gives as a model.
+def load(name: str, path: str, *, safe_mode: bool, compiled: bool = False) -> Runner:
+    """Whatever stands at ``path``: as `load_stored`, and packs as well.
 
     Raises:
-        BadSource: other versions made it.
+        BadSource: there is no such model, or it is a pack that other versions made.
     """
-    folder = os.path.expanduser(folder)
+    if location.check(path, safe_mode=safe_mode) is not Kind.PACK:
+        return load_stored(name, path, safe_mode=safe_mode, compiled=compiled)
+    folder = os.path.expanduser(path)
     check_versions(read_manifest(folder))
     return PackRunner(name, folder)
 
