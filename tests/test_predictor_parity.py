@@ -99,11 +99,11 @@ def assert_close(ours: Any, theirs: Any) -> None:
             np.testing.assert_allclose(one.astype("float64"), other.astype("float64"), rtol=0, atol=exact * largest)
 
 
-def has(predictors: Served, name: str) -> tuple[Any, Handle, dict[str, Any]]:
+def has(predictors: Served, name: str) -> tuple[Any, Handle, ModelFacts]:
     if name not in predictors:
         pytest.skip(f"Keras {keras.__version__} cannot")
-    if predictors[name][2]["only_here"]:
-        pytest.skip(f"not served by predictors: {predictors[name][2]['only_here']}")
+    if predictors[name][2].only_here:
+        pytest.skip(f"not served by predictors: {predictors[name][2].only_here}")
     return predictors[name]
 
 

@@ -359,7 +359,7 @@ def test_forkserver_that_hangs_while_the_worker_starts_or_stops() -> None:
             started = time.monotonic()
             supervisor.stop()
             assert time.monotonic() - started < 10
-            forkserver.wait(5)
+            wait_until(lambda: forkserver.status() == psutil.STATUS_ZOMBIE, "its end", timeout=5)
 
 
 def test_many_who_wait() -> None:
