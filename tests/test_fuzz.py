@@ -6,21 +6,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import logging
 import os
 import random
 import struct
+import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import company
 import numpy as np
 import psutil
+import pytest
 
+from celery_tfpool.predictors import busyness
 from celery_tfpool.predictors.codec import CannotDecode, decode, encode
 from celery_tfpool.predictors.conversation import Conversation
 from celery_tfpool.predictors.framing import BadMessage, Reader, message
 from celery_tfpool.predictors.messages import AskPrediction, Outputs, Refusal, head_of
 from celery_tfpool.predictors.scheduler import Scheduler
+from celery_tfpool.predictors.served_model import ServedModel
+from celery_tfpool.runners.keras_model import KerasRunner
 from celery_tfpool.settings import Settings
 
 MESSAGES = int(os.environ.get("TFPOOL_FUZZ_MESSAGES", "20000"))
@@ -176,31 +186,41 @@ BODIES: list[Any] = [
 ]
 
 
+@contextlib.contextmanager
+def scheduling(models: dict[str, Any], folder: str) -> Iterator[Scheduler]:
+    settings = Settings(batch_timeout=0.0, max_enqueued_batches=1000)
+    with ThreadPoolExecutor(1) as computing:
+        yield Scheduler(models, settings, computing, threads=1, folder=folder, index=0)
+
+
+async def ask(scheduler: Scheduler, head: dict[str, Any], body: bytes) -> tuple[Peer, weakref.ref[Conversation]]:
+    """One question on a connection of its own, which is closed after the answer; and what is left of its other end."""
+    peer, conversation = Peer(), Conversation(scheduler, 0, MAX_BODY)
+    conversation.connection_made(peer)
+    data = b"".join(message(head, [body]))
+    while data and not peer.is_closed:
+        buffer = conversation.get_buffer(-1)
+        size = min(len(buffer), len(data))
+        buffer[:size], data = data[:size], data[size:]
+        conversation.buffer_updated(size)
+    for _ in range(2000):
+        if len(peer.heads) > 1 or peer.is_closed:
+            break
+        await asyncio.sleep(0.001)
+    else:
+        raise AssertionError(f"no answer to {head}")
+    conversation.connection_lost(None)
+    return peer, weakref.ref(conversation)
+
+
+ONE_ROW: Any = {"list": [{"leaf": ["float32", [1, 1], 4]}]}
+THREE = np.float32(3).tobytes() + bytes(60)
+
+
 async def _hostile(models: dict[str, Any], folder: str, count: int, chance: random.Random) -> tuple[int, int, int]:
     """So many questions, each of its own peer; how many were answered, refused, and taken for nonsense."""
-    settings = Settings(batch_timeout=0.0, max_enqueued_batches=1000.0)
-    with ThreadPoolExecutor(1) as computing:
-        scheduler = Scheduler(models, settings, computing, threads=1, folder=folder, index=0)
-
-        async def ask(head: dict[str, Any], body: bytes) -> Peer:
-            peer, conversation = Peer(), Conversation(scheduler, 0, MAX_BODY)
-            conversation.connection_made(peer)
-            data = b"".join(message(head, [body]))
-            while data and not peer.is_closed:
-                buffer = conversation.get_buffer(-1)
-                size = min(len(buffer), len(data))
-                buffer[:size], data = data[:size], data[size:]
-                conversation.buffer_updated(size)
-            for _ in range(2000):
-                if len(peer.heads) > 1 or peer.is_closed:
-                    break
-                await asyncio.sleep(0.001)
-            else:
-                raise AssertionError(f"no answer to {head}")
-            conversation.connection_lost(None)
-            return peer
-
-        answered = refused = closed = 0
+    answered = refused = closed = 0
+    with scheduling(models, folder) as scheduler:
         for number in range(count):
             description, body = chance.choice(BODIES)
             head = asking(description, number)
@@ -208,11 +228,11 @@ async def _hostile(models: dict[str, Any], folder: str, count: int, chance: rand
                 head[field] = chance.choice(FIELDS[field])
             if head.get("deadline") == 0:
                 head["limit"] = "expires"  # without, nobody wants an answer
-            peer = await ask(head, body)
+            peer, _ = await ask(scheduler, head, body)
             closed += peer.is_closed
             answered += any(isinstance(said, Outputs) for said, _ in peer.heads)
             refused += any(isinstance(said, Refusal) for said, _ in peer.heads)
-        peer = await ask(asking({"list": [{"leaf": ["float32", [1, 1], 4]}]}), np.float32(3).tobytes() + bytes(60))
+        peer, _ = await ask(scheduler, asking(ONE_ROW), THREE)
         (_, (_, body)) = peer.heads
         assert 6.0 == np.frombuffer(body[:4], "float32")
         facts = scheduler.facts()
@@ -220,20 +240,38 @@ async def _hostile(models: dict[str, Any], folder: str, count: int, chance: rand
     return answered, refused, closed
 
 
-def test_predictor_under_hostile_questions(tmp_path: Path) -> None:
-    """Each field of a question wrong, in turn and together: an answer, a refusal or an end of the connection, and the
-    next one is answered.
-    """
-    import company
-
-    from celery_tfpool.predictors import busyness
-    from celery_tfpool.predictors.served_model import ServedModel
-    from celery_tfpool.runners.keras_model import KerasRunner
-
+@pytest.fixture
+def doubling(tmp_path: Path) -> dict[str, ServedModel]:
     busyness.make(str(tmp_path), 1)
     model = ServedModel(KerasRunner("m", company.double()), 8)
     model.warm_up()
+    return {"m": model}
+
+
+def test_nothing_is_left_of_a_connection(doubling: dict[str, ServedModel], tmp_path: Path) -> None:
+    """Its buffers and arrays do not wait for the collector, which seldom looks."""
+
+    async def left(head: dict[str, Any]) -> bool:
+        with scheduling(doubling, str(tmp_path)) as scheduler:
+            _, conversation = await ask(scheduler, head, THREE)
+            await asyncio.sleep(0.1)  # what the loop had to call
+            return conversation() is not None
+
+    gc.disable()
+    logging.disable()  # or pytest would keep what is logged, exceptions and all
+    try:
+        for head in (asking(ONE_ROW), asking(ONE_ROW) | {"deadline": 0, "limit": "expires"}, {"is": "what"}):
+            assert not asyncio.run(left(head))
+    finally:
+        logging.disable(logging.NOTSET)
+        gc.enable()
+
+
+def test_predictor_under_hostile_questions(doubling: dict[str, ServedModel], tmp_path: Path) -> None:
+    """Each field of a question wrong, in turn and together: an answer, a refusal or an end of the connection, and the
+    next one is answered.
+    """
     chance = random.Random(int(os.environ.get("TFPOOL_FUZZ_SEED", "1")))
-    outcomes = asyncio.run(_hostile({"m": model}, str(tmp_path), MESSAGES // 10, chance))
+    outcomes = asyncio.run(_hostile(doubling, str(tmp_path), MESSAGES // 10, chance))
     print("answered, refused, closed:", outcomes)
     assert min(outcomes) > MESSAGES / 200

@@ -12,7 +12,7 @@ from typing import Any
 from ..runners.convert import short
 from .codec import CannotDecode, decode
 from .framing import BadMessage, Reader, message
-from .messages import AskPrediction, AskStatistics, Counters, Greeting, Head, head_of
+from .messages import AskPrediction, AskStatistics, Counters, Greeting, Head, Outputs, Refusal, head_of
 from .requests import Request
 from .scheduler import Scheduler
 
@@ -27,7 +27,7 @@ class Conversation(asyncio.BufferedProtocol):
     def __init__(self, scheduler: Scheduler, index: int, max_request_bytes: int) -> None:
         self._scheduler, self._index = scheduler, index
         self._reader = Reader(max_request_bytes)
-        #: What was asked last.
+        #: What waits for its answer; it refers to this, and its arrays are let go with it.
         self._request: Request | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -73,12 +73,15 @@ class Conversation(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nobody waits any more."""
-        if self._request is not None and not self._request.is_over:
-            self._scheduler.forget(self._request)
+        request, self._request = self._request, None
+        if request is not None and not request.is_over:
+            self._scheduler.forget(request)
         self._scheduler.connected(-1)
 
     def answer(self, head: Head, body: Sequence[Any] = ()) -> None:
         """Send an answer; whoever asked may be gone."""
+        if isinstance(head, (Outputs, Refusal)):
+            self._request = None
         with contextlib.suppress(OSError):  # gone meanwhile
             for buffer in message(head.to_json(), body):
                 self._transport.write(buffer)

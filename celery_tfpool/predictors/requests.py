@@ -44,6 +44,12 @@ class Request:
         """Whether somebody still waits for it."""
         return not self.is_over and time.monotonic() < self.asked.deadline
 
+    def end(self) -> None:
+        """Nobody waits for it any more."""
+        self.is_over = True
+        if self.call is not None:  # which may still be computed; it refers to this no more
+            self.call.is_wanted = _no
+
     def prepared(self, call: Call | None) -> None:
         """It is checked, and known with whom it may be computed; or not yet: that takes long."""
         self.call = call
@@ -65,6 +71,10 @@ class Request:
     def rows(self) -> int:
         """As they count for the queue: what is computed in one go is one."""
         return 1 if self.call is None or self.call.is_whole else self.call.rows
+
+
+def _no() -> bool:
+    return False
 
 
 @dataclass(eq=False)

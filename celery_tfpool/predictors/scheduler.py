@@ -109,7 +109,7 @@ class Scheduler:
 
     def forget(self, request: Request) -> None:
         """Nobody waits for this request any more, or it is answered."""
-        request.is_over = True
+        request.end()
         self._batcher.remove(request)
         self._tell_load()
 
