@@ -6,6 +6,7 @@ set ``tf_model_path``, and call `get_model` in a task.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -39,6 +40,7 @@ __all__ = (
     "TFPoolError",
     "TFPrefork",
     "UnknownModelError",
+    "defer_loading",
     "get_model",
 )
 
@@ -58,6 +60,19 @@ def get_model(name: str | None = None) -> Handle:
     from .pool.child import get_model as find  # a process that only sends tasks needs none of that
 
     return find(name)
+
+
+def defer_loading() -> None:
+    """In a worker's main process, let ``keras.models.load_model`` and ``tf.saved_model.load`` return at once.
+
+    They give a stand-in, and the model is loaded in the children.  For the top of a module that loads a model where the
+    pool is chosen in the configuration; ``--pool=celery_tfpool:TFPrefork`` on the command line does the same.  Without
+    effect in any other process.
+    """
+    if "worker" in sys.argv:
+        from .pool.deferral import arm
+
+        arm()
 
 
 def __getattr__(name: str) -> Any:

@@ -16,11 +16,13 @@ from .processes import missing_names
 
 _CONTEXT = "tensorflow.python.eager.context"
 _SESSION = "tensorflow.python.client.session"
+_TAPES = "tensorflow.python.eager.record"
 #: Module → what of it is used.
 NAMES = {
     _CONTEXT: "_context context anonymous_name Context.ensure_initialized Context.has_function "
     "Context.add_function_def Context.call_function Context.config",
     _SESSION: "BaseSession.__init__ BaseSession._make_callable_from_options",
+    _TAPES: "could_possibly_record",
     "tensorflow.python.framework.convert_to_constants": "convert_variables_to_constants_v2",
     "tensorflow.python.grappler.tf_optimizer": "OptimizeGraph",
     "tensorflow.core.protobuf.config_pb2": "CallableOptions",
@@ -65,6 +67,28 @@ def first_calls() -> list[tuple[str, str, str]]:
     Public way missing: TensorFlow tells nobody.
     """
     return [(_CONTEXT, "Context", "ensure_initialized"), (_SESSION, "BaseSession", "__init__")]
+
+
+def loaders() -> list[tuple[str, str, str]]:
+    """Module, name and library of each function that loads a model, where it is defined.
+
+    Public way missing: whoever has imported the public name by then keeps what it was.  The private module is
+    the first to have it, so all others get what stands there when it has just been imported.
+    """
+    return [
+        ("keras.src.saving.saving_api", "load_model", "keras"),
+        ("tensorflow.python.saved_model.load", "load", "tensorflow"),
+        ("tf_keras.src.saving.saving_api", "load_model", "tf_keras"),
+    ]
+
+
+def has_tape() -> bool:
+    """Whether a ``tf.GradientTape`` of this thread records.
+
+    Public way missing: a tape is asked what it has recorded, not whether there is one.
+    """
+    module = sys.modules.get(_TAPES)
+    return module is not None and bool(module.could_possibly_record())
 
 
 def threads_per_session() -> None:

@@ -29,7 +29,7 @@ from celery.bin.base import CeleryCommand, CeleryOption
 from celery.utils.imports import cwd_in_path
 from celery.utils.log import get_logger
 
-from . import _celery
+from . import _celery, defer_loading
 from .errors import ModelLoadError, TFPoolError
 from .settings import ENVIRONMENT_VARIABLE
 
@@ -82,12 +82,20 @@ def extend_worker_command() -> None:
 
 def may_be_ours(arguments: Sequence[str]) -> bool:
     """Whether a command line starts a worker whose pool is ours, or may be, because its configuration says so."""
-    if "worker" not in arguments:
-        return False
+    pools = _pools(arguments)
+    return "worker" in arguments and (not pools or pools[-1] in (POOL, "custom", "prefork"))
+
+
+def is_ours(arguments: Sequence[str]) -> bool:
+    """Whether a command line says that it starts a worker whose pool is ours."""
+    is_custom = os.environ.get("CELERY_CUSTOM_WORKER_POOL") == POOL
+    return "worker" in arguments and _pools(arguments)[-1:] in ([POOL], *([["custom"]] if is_custom else []))
+
+
+def _pools(arguments: Sequence[str]) -> list[str]:
     pools = [after for before, after in itertools.pairwise(arguments) if before in ("-P", "--pool")]
     pools += [argument.partition("=")[2] for argument in arguments if argument.startswith("--pool=")]
-    pools += [argument[2:] for argument in arguments if argument.startswith("-P") and argument != "-P"]
-    return not pools or pools[-1] in (POOL, "custom", "prefork")
+    return pools + [argument[2:] for argument in arguments if argument.startswith("-P") and argument != "-P"]
 
 
 extend_worker_command()
@@ -95,6 +103,8 @@ if may_be_ours(sys.argv):
     from .runners import tf_state
 
     tf_state.watch()
+if is_ours(sys.argv):
+    defer_loading()
 if {"inspect", "control"} & set(sys.argv):
     from .pool import inspect as inspect  # registers `celery inspect tfpool`
 

@@ -67,6 +67,13 @@ class Settings:
         "with them in place and share their memory. Imported only, never initialised there. Where predictors have all "
         "models, the process that they are forked from imports them instead, and worker main and children do not.",
     )
+    defer_loading: bool = setting(
+        True,
+        boolean,
+        "`keras.models.load_model` and `tf.saved_model.load` return at once in the worker's main process, while it "
+        "imports the app; the model is loaded where it is used, as those of `tf_model_path` are. `False`: they load "
+        "there, and `tf_fork_guard` has a say. To be set above the line that loads a model.",
+    )
     share_weights: bool = setting(
         True,
         boolean,

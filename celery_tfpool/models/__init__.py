@@ -5,4 +5,5 @@ Celery, or of where the process runs.
 
     handle      what `get_model` returns
     lazy_model  one model: nothing until its first use
+    deferred    what the app itself loads while worker main imports it: a stand-in each
 """

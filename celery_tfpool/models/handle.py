@@ -20,6 +20,8 @@ from typing import Any, NoReturn
 
 from ..errors import UnknownModelError
 from ..packs.fingerprint import Content
+from ..runners import tf_state
+from ..runners.convert import holds_arrays, rows_of, to_tensors
 from ..runners.protocol import Predicts
 from .lazy_model import AroundLoad, LazyModel, load_plainly
 
@@ -82,15 +84,48 @@ class Handle:
         """
         runner = self._lazy.who_predicts()
         if steps is None and callbacks is None and runner.takes(x):
-            return runner.predict(x, batch_size)
+            with tf_state.eagerly():
+                return runner.predict(x, batch_size)
         verbose = 0 if verbose == "auto" else verbose
         return self._lazy.original().delegate(
             x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks
         )
 
+    def predict_on_batch(self, x: Any) -> Any:
+        """As ``keras.Model.predict_on_batch``: `predict` with all rows in one call.
+
+        Raises:
+            Exception: as `predict`.
+        """
+        runner = self._lazy.who_predicts()
+        if not runner.takes(x):
+            return self.keras_model.predict_on_batch(x)
+        with tf_state.eagerly():
+            return runner.predict(x, rows_of(x))
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the Keras model's own call gives: a tensor of TensorFlow; loads the Keras model."""
+        """What the Keras model's own call gives: tensors of TensorFlow.
+
+        Of arrays, ``model(x)`` and ``model(x, training=False)`` are computed as `predict` computes them.  Anything else
+        loads the Keras model: tensors, ``training=True``, a call that is recorded for a gradient or is part of a graph.
+
+        Raises:
+            Exception: as `predict`.
+        """
+        if len(args) == 1 and holds_arrays(args[0]) and kwargs in ({}, {"training": False}, {"training": None}):
+            runner = self._lazy.who_predicts()
+            if not self._lazy.is_whole and runner.takes(args[0]) and not tf_state.is_recording():
+                return to_tensors(runner.predict(args[0], rows_of(args[0])))
         return self._lazy.keras_model("__call__")(*args, **kwargs)
+
+    @property
+    def keras_model(self) -> Any:
+        """The Keras model itself, loaded in this process, for functions that take one (``clone_model``, say).
+
+        Raises:
+            AttributeError: it is a pack or a SavedModel, which is none.
+        """
+        return self._lazy.keras_model("keras_model")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith(_ASKED_OF_ANYTHING):

@@ -72,6 +72,11 @@ class LazyModel:
         """Whether predictions come from mapped files."""
         return self._runner is not None and self._runner.pack_folder is not None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the Keras model itself was asked for here, whose weights may have changed since."""
+        return self._is_whole
+
     def who_predicts(self) -> Predicts:
         """The predictors that have the model, if there are any and it is not loaded here all the same; else `load`."""
         if self.remote is not None and self._runner is None:
@@ -120,7 +125,7 @@ class LazyModel:
 
     def _take(self, load_it: Callable[[], Runner]) -> Runner:
         started = time.monotonic()
-        with self.around_load(self.name, self.path):
+        with self.around_load(self.name, self.path), tf_state.eagerly():
             runner = load_it()
             self.load_time = round(time.monotonic() - started, 3)
             self._runner = runner

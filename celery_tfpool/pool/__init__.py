@@ -6,6 +6,7 @@ worker from outside.  Knows Celery and billiard, which no other room does; not h
     prefork          `TFPrefork`: which engine, which start method, and the predictors that go with it
     startup          the bootstep: settings, model files, packs, plan
     plan             what worker main decides for all its children
+    deferral         what the app loads while worker main imports it becomes a model of the worker
     inspect          ``celery inspect tfpool`` and ``stats``, the banner
     fork_guard       fork, spawn, or refuse
     watched          follow, kill and replace children, in both engines

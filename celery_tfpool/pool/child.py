@@ -22,6 +22,7 @@ from celery import current_app, signals
 
 from .._celery import known_apps
 from ..errors import ModelLoadError
+from ..models import deferred
 from ..models.handle import Handle, Models
 from ..models.lazy_model import LazyModel
 from ..predictors.client import Client, Predictors
@@ -83,6 +84,12 @@ def _models_of_this_process() -> Models:
         return _models[settings]
 
 
+def _deferred_model(name: str) -> LazyModel | None:
+    """The model of this worker that a stand-in of that name stands for, if this is a child of one."""
+    names = [model.name for model in _plan.settings.model_path] if _plan else []
+    return _models_of_this_process().find(name) if name in names else None
+
+
 def _settings_of_app() -> Settings:
     """Those of the current app; in a thread that has none, of the only app that has models."""
     settings = read(current_app.conf, os.environ)
@@ -110,6 +117,7 @@ def prepare(plan: Plan) -> None:
     _models.clear()  # those of worker main know of no pack
     _lock = threading.Lock()  # a thread of the parent may have held it at the fork
     _report, _retired = None, False
+    deferred.find_by(_deferred_model)
     deadlines.follow_tasks()
     if "numpy" in sys.modules:  # or all children, and their replacements, would draw the same numbers
         sys.modules["numpy"].random.seed()

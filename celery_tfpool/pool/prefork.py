@@ -30,6 +30,7 @@ from celery.worker import state as worker_state
 from .. import processes
 from .._celery import bring_cffi, engine_of
 from ..errors import ForkGuardError
+from ..models import deferred
 from ..packs import cache
 from ..packs.build import Packing
 from ..predictors import server
@@ -228,11 +229,13 @@ def preparation(app: Any) -> Callable[[], None]:
 
 def prepare_as(module: str, attribute: str) -> None:
     """`prepare` for the app that is ``attribute`` of ``module``."""
-    prepare(getattr(importlib.import_module(module), attribute))
+    with deferred.importing():
+        prepare(getattr(importlib.import_module(module), attribute))
 
 
 def prepare(app: Any) -> None:
     """Know the app, log where worker main logs, import the app's modules."""
     app.set_current()
     app.log.setup(int(os.environ.get("CELERY_LOG_LEVEL") or 0), os.environ.get("CELERY_LOG_FILE") or None)
-    app.loader.import_default_modules()
+    with deferred.importing():
+        app.loader.import_default_modules()

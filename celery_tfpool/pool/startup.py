@@ -26,6 +26,7 @@ from ..processes import say_what_is_gone
 from ..runners import location, tf_state
 from ..runners.location import Kind
 from ..settings import Settings, check
+from .deferral import with_deferred
 from .inspect import banner, facts
 from .plan import absolute, all_predicted_elsewhere, plan, predictor_threads, preimport, usable_cores
 from .prefork import TFPrefork, preparation
@@ -52,6 +53,9 @@ class Models(bootsteps.StartStopStep):  # type: ignore[misc]
         if sys.platform != "linux":
             logger.warning("celery_tfpool is made for Linux and not tested on %s", sys.platform)
         settings = check(w.app.conf, os.environ, namespace=w.app.namespace or "")
+        settings, found = with_deferred(settings)
+        for one in found:
+            logger.info("model %r is loaded where it is used, and not at %s", one.name, one.line)
         check_models(settings)
         say_what_is_gone(_celery.gone(), "Celery")
         # A task may change the working directory, and replaced children load again.

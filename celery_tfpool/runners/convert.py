@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .dtypes import dtype_of, is_tensor, numpy_dtype
+from .structure import leaves, map_leaves
 
 _SCALARS = (bool, int, float, str, bytes, np.generic)
 
@@ -57,6 +58,18 @@ def sketch(x: Any) -> str:
 def _is_row(x: Any) -> bool:
     """A list that begins with a number or string is data, not a structure."""
     return isinstance(x, (list, tuple)) and bool(x) and isinstance(x[0], _SCALARS)
+
+
+def holds_arrays(x: Any) -> bool:
+    """Whether ``x`` is an array of numbers, or a structure of such and nothing else."""
+    found = list(leaves(x))
+    return bool(found) and all(isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc" for leaf in found)
+
+
+def rows_of(x: Any) -> int:
+    """Rows of the first array in ``x``, at least 1: a size of a batch."""
+    shape = getattr(next(leaves(x), None), "shape", ())
+    return max(1, int(shape[0])) if shape else 1
 
 
 # -- arrays --------------------------------------------------------------------
@@ -170,6 +183,13 @@ def to_numpy(outputs: Any) -> Any:
         return value.numpy() if type(value).__name__ == "EagerTensor" else value
 
     return keras.tree.map_structure(leaf, outputs)
+
+
+def to_tensors(outputs: Any) -> Any:
+    """Arrays as tensors, which leave ragged and sparse ones as they are."""
+    import tensorflow as tf
+
+    return map_leaves(lambda leaf: tf.constant(leaf) if isinstance(leaf, np.ndarray) else leaf, outputs)
 
 
 def concatenate(parts: list[Any]) -> Any:

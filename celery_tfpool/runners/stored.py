@@ -7,6 +7,7 @@ becomes of an error.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from typing import Any
 
@@ -57,7 +58,8 @@ def _stored_at(path: str, kind: Kind, safe_mode: bool, compiled: bool) -> Any:
     local = path if kind is Kind.REMOTE else os.path.expanduser(path)
     # Training configuration is not needed to predict, and its custom
     # losses and metrics would have to be importable.
-    return keras.models.load_model(local, compile=compiled, safe_mode=safe_mode)
+    load_model = inspect.unwrap(keras.models.load_model)  # even where loading is deferred
+    return load_model(local, compile=compiled, safe_mode=safe_mode)
 
 
 def _made_by(function: str) -> Any:

@@ -7,6 +7,7 @@ a forked child waits for ever.  Nothing here initialises it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -15,6 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -102,6 +104,20 @@ def preimport() -> list[str]:
     importlib.import_module("tensorflow")
     importlib.import_module("keras")
     return _native_threads()[len(before) :]
+
+
+def eagerly() -> AbstractContextManager[Any]:
+    """Computes at once, inside ``with graph.as_default()`` as well."""
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is None or tensorflow.executing_eagerly():
+        return contextlib.nullcontext()
+    return tensorflow.init_scope()  # type: ignore[no-any-return]
+
+
+def is_recording() -> bool:
+    """Whether what is computed now is part of a graph, or recorded for a gradient."""
+    tensorflow = sys.modules.get("tensorflow")
+    return tensorflow is not None and (not tensorflow.executing_eagerly() or _tensorflow.has_tape())
 
 
 # -- forks of a process in which it is initialised ---------------------------------
