@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from .processes import missing_names
@@ -19,7 +20,7 @@ _SESSION = "tensorflow.python.client.session"
 _TAPES = "tensorflow.python.eager.record"
 #: Module → what of it is used.
 NAMES = {
-    _CONTEXT: "_context context anonymous_name Context.ensure_initialized Context.has_function "
+    _CONTEXT: "_context context anonymous_name eager_mode Context.ensure_initialized Context.has_function "
     "Context.add_function_def Context.call_function Context.config",
     _SESSION: "BaseSession.__init__ BaseSession._make_callable_from_options",
     _TAPES: "could_possibly_record",
@@ -80,6 +81,14 @@ def loaders() -> list[tuple[str, str, str]]:
         ("tensorflow.python.saved_model.load", "load", "tensorflow"),
         ("tf_keras.src.saving.saving_api", "load_model", "tf_keras"),
     ]
+
+
+def eager_mode() -> AbstractContextManager[Any]:
+    """Computes at once, whatever graph is the default.
+
+    Public way missing: ``tf.init_scope`` leaves functions, and not a graph that was made the default.
+    """
+    return _eager_context().eager_mode()  # type: ignore[no-any-return]
 
 
 def has_tape() -> bool:

@@ -48,6 +48,8 @@ def test_fork_decision(evidence: str, fork_guard: str, can_spawn: bool, decision
         (False, ["python", "python"], [], ""),
         (False, ["python"], ["CPU"], ""),
         (True, ["python"], [], "an eager context"),
+        (False, ["python", "tf_graph_runner"], [], ""),
+        (False, ["python", "tf_graph_runner", "tf_Compute"], [], "native threads of a TensorFlow session"),
         (False, ["python", "tf_Compute"], [], "native threads of a TensorFlow session"),
         (False, ["python"], ["CPU", "GPU"], "an initialised accelerator driver"),
     ],

@@ -36,6 +36,7 @@ _DISTRIBUTIONS = (
     "tf-nightly-cpu",
 )
 
+_OF_A_GRAPH = "tf_graph_runner"  # the thread of a ``tf.Graph()``
 #: Where TensorFlow was initialised in this process, as `watch` saw it.
 _initialised_at: str | None = None
 
@@ -69,15 +70,15 @@ def judge(
 ) -> str:
     """Why a process with these marks must not fork; empty when it may.
 
-    A session of TensorFlow 1 has no context.  It has threads, named since
-    some version after 2.16; where `watch` was on it was seen besides.
+    A session of TensorFlow 1 has no context.  It has threads, named since some version after 2.16; where `watch` was on
+    it was seen besides.  A ``tf.Graph()`` has a thread that a fork does not need.
 
-    Listing devices is harmless on a CPU.  With a GPU among them it has
-    started the CUDA driver, which cannot be used in a forked process.
+    Listing devices is harmless on a CPU.  With a GPU among them it has started the CUDA driver, which cannot be used in
+    a forked process.
     """
     if has_context:
         return "an eager context"
-    if was_seen or any(name.startswith("tf_") for name in thread_names):
+    if was_seen or any(name.startswith("tf_") and name != _OF_A_GRAPH for name in thread_names):
         return "native threads of a TensorFlow session"
     if any(kind != "CPU" for kind in device_types):
         return "an initialised accelerator driver"
@@ -111,7 +112,7 @@ def eagerly() -> AbstractContextManager[Any]:
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is None or tensorflow.executing_eagerly():
         return contextlib.nullcontext()
-    return tensorflow.init_scope()  # type: ignore[no-any-return]
+    return _tensorflow.eager_mode()
 
 
 def is_recording() -> bool:
