@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import APPS, StartWorker, make_model, python_path, quiet
+from conftest import APPS, StartWorker, make_model, python_path, quiet, wait_until
 
 AS_WRITTEN = APPS / "as_written"
 ONES = [1.0] * 16
@@ -64,7 +64,7 @@ def test_replaced_child(start_worker: StartWorker, models: dict[str, str]) -> No
 
 def test_eager(start_worker: StartWorker, models: dict[str, str]) -> None:
     worker = start_worker("-c", "1", app="global_model", conf={"tf_model_load": "eager"}, env=environment(models))
-    assert worker.stats()["tfpool"]["children"][0]["models"]["sum"]["loaded"]
+    wait_until(lambda: worker.stats()["tfpool"]["children"][0]["models"]["sum"]["loaded"], "a loaded model")
 
 
 @pytest.mark.parametrize("predictors", [0, 1])

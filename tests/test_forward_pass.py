@@ -28,6 +28,10 @@ NAMES = [
 ]
 
 
+if zoo.KERAS >= (3, 13):  # older ones know none
+    NAMES.append("several, nested")
+
+
 @pytest.fixture(scope="module", params=[name for name in NAMES if name in zoo.ZOO])
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Handle, Any]:
     """A Keras model, its handle from a pack, and rows."""
