@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -13,12 +14,13 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+import billiard
 import pytest
 from celery import Celery
 
 import celery_tfpool.predictors.supervisor
 from celery_tfpool import errors
-from celery_tfpool.pool.blocking_engine import LastingThread
+from celery_tfpool.pool.blocking_engine import CrashSafeQueue, LastingThread
 from celery_tfpool.pool.child_rules import ChildState, Status
 from celery_tfpool.pool.fork_guard import fork_decision
 from celery_tfpool.pool.plan import plan, predictor_threads, threads
@@ -220,3 +222,37 @@ def test_importing_costs_nothing(module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "set() 1" == done.stdout.strip()
+
+
+# -- locks of the dead -------------------------------------------------------------
+
+
+def dies_with_the_lock(pipe: CrashSafeQueue) -> None:
+    pipe._rlock.acquire()
+    pipe._reading.value = os.getpid()
+    os._exit(0)
+
+
+def test_lock_of_a_dead_child() -> None:
+    """Is given back, once, if the child had it; it is not released for somebody else."""
+    context = billiard.get_context("fork")
+    pipe = CrashSafeQueue(ctx=context)
+    child = context.Process(target=dies_with_the_lock, args=(pipe,))
+    child.start()
+    child.join()
+    assert not pipe._rlock.acquire(False)
+    for _ in range(2):
+        pipe.release_of(child.pid)
+        assert pipe._rlock.acquire(False)
+        assert not pipe._rlock.acquire(False)
+        pipe._rlock.release()
+
+
+def test_lock_that_nobody_has() -> None:
+    """What is noted of it may be old."""
+    pipe = CrashSafeQueue(ctx=billiard.get_context("fork"))
+    pipe._reading.value = 1234
+    pipe.release_of(1234)
+    assert 0 == pipe._reading.value
+    assert pipe._rlock.acquire(False)
+    assert not pipe._rlock.acquire(False)

@@ -14,6 +14,7 @@ import contextlib
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -27,6 +28,9 @@ from . import fork_guard
 from .child_main import BlockingWorker, Worker
 from .child_rules import ChildState
 from .watched import Watched
+
+#: Seconds in which a process that has a lock has noted that.
+_MOMENT = 0.01
 
 
 class TFBlockingPool(Watched, BlockingPoolNames, billiard.pool.Pool):  # type: ignore[misc]
@@ -126,6 +130,13 @@ class CrashSafeQueue(PipeNames, SimpleQueue):  # type: ignore[misc]
     def release_of(self, pid: int) -> None:
         """Release what the process ``pid``, which is dead, held."""
         for holder, lock in zip(self._holders, self.locks, strict=True):
+            if holder.value != pid:
+                continue
+            if lock.acquire(False):  # it is free, whatever stands there
+                holder.value = 0
+                lock.release()
+                continue
+            time.sleep(_MOMENT)  # whoever has it by now may be about to say so
             if holder.value == pid:
                 holder.value = 0
                 lock.release()
