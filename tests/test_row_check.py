@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from keras import layers, ops
 from zoo import chain
 
+from celery_tfpool.packs.attach import PackRunner
+from celery_tfpool.packs.compared import write_compared
 from celery_tfpool.predictors.batching import Part
 from celery_tfpool.predictors.calls import Call, run
 from celery_tfpool.predictors.row_check import Reason, are_close
@@ -202,6 +204,22 @@ def test_reason(name: str) -> None:
     model = served(build())
     assert reason == model.alone, model.detail
     assert ("" == model.why_alone()) == (reason is None)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("dense", "a mask, attention", "images of any size", "the largest of its row", "centred"),
+        *("a branch from some value on", "the largest of a column of whole numbers", "sorted among rows, if large"),
+    ],
+)
+def test_reason_of_a_pack(name: str, tmp_path: Path) -> None:
+    """Its graph tells as much."""
+    build, reason = MODELS[name]
+    write_compared(KerasRunner("m", build()), str(tmp_path))
+    model = ServedModel(PackRunner("m", str(tmp_path)), 8)
+    model.warm_up(budget=1e9)
+    assert reason == model.alone, model.detail
 
 
 @pytest.mark.parametrize("name", MODELS)
