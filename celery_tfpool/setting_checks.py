@@ -27,6 +27,8 @@ class ModelPath(NamedTuple):
     predictors: int | None = None
     #: Whether rows of different tasks share a call: True, False, or "auto", where that is known to be harmless.
     batch: bool | str = "auto"
+    #: Whether the app loads it itself, in worker main, and no setting names it.
+    is_deferred: bool = False
 
 
 def one_of(*choices: str) -> Check:

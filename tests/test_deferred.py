@@ -12,6 +12,7 @@ import pytest
 from conftest import APPS, StartWorker, make_model, python_path, quiet, wait_until
 
 AS_WRITTEN = APPS / "as_written"
+APP_NAMES = ["global_model", "with_graph", "task_class", "lazy_property", "flask_app", "mysite", "prepared"]
 ONES = [1.0] * 16
 
 
@@ -31,7 +32,7 @@ def environment(models: dict[str, str]) -> dict[str, str]:
     return {**python_path(AS_WRITTEN), **models}
 
 
-@pytest.mark.parametrize("app", ["global_model", "with_graph", "task_class", "lazy_property", "flask_app", "mysite"])
+@pytest.mark.parametrize("app", APP_NAMES)
 @pytest.mark.parametrize("predictors", [0, 1])
 def test_as_written(start_worker: StartWorker, models: dict[str, str], app: str, predictors: int) -> None:
     conf = {"tf_predictors": predictors}
@@ -55,6 +56,19 @@ def test_what_stands_for_it(start_worker: StartWorker, models: dict[str, str], e
     assert is_model
     assert f"<model 'sum' from {models['MODEL']!r}, not loaded>" == text
     assert "Sequential" == worker.call("load")
+
+
+def test_training(start_worker: StartWorker, models: dict[str, str]) -> None:
+    """With what it was compiled with in worker main."""
+    worker = start_worker("-c", "1", app="prepared", env=environment(models))
+    assert ["SGD", True] == worker.call("train")
+
+
+def test_asked_for_by_name(start_worker: StartWorker, models: dict[str, str]) -> None:
+    """``get_model()`` is still the only one of the settings; by its name any is to be had."""
+    conf = {"tf_model_path": models["OTHER_MODEL"]}
+    worker = start_worker("-c", "1", app="by_name", conf=conf, env=environment(models))
+    assert [16.0, 32.0, 16.0] == worker.call("predict", ONES)
 
 
 def test_replaced_child(start_worker: StartWorker, models: dict[str, str]) -> None:

@@ -5,5 +5,6 @@ Celery, or of where the process runs.
 
     handle      what `get_model` returns
     lazy_model  one model: nothing until its first use
-    deferred    what the app itself loads while worker main imports it: a stand-in each
+    deferred    what the app itself loads while worker main imports it
+    stand_in    what stands for each of these
 """

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -29,7 +29,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 
 #: Inspect, asyncio, json, notebooks and friends ask for these, of whatever they meet.
-_ASKED_OF_ANYTHING = ("__", "_is_coroutine", "_partialmethod", "_repr_", "_ipython_")
+ASKED_OF_ANYTHING = ("__", "_is_coroutine", "_partialmethod", "_repr_", "_ipython_")
 
 
 class Handle:
@@ -128,7 +128,7 @@ class Handle:
         return self._lazy.keras_model("keras_model")
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith(_ASKED_OF_ANYTHING):
+        if name.startswith(ASKED_OF_ANYTHING):
             raise AttributeError(name)
         model = self._lazy.keras_model(name)
         if name == "quantize":  # makes another function of the model, so Keras forgets its compiled one too
@@ -164,7 +164,7 @@ class Models:
 
     def __init__(
         self,
-        model_path: Iterable[tuple[Any, ...]],
+        model_path: Sequence[tuple[Any, ...]],
         *,
         safe_mode: bool,
         packs: Mapping[str, str] = MappingProxyType({}),
@@ -186,6 +186,9 @@ class Models:
             )
             for name, path, *_ in model_path
         }
+        # Who asks for none by name means one of the settings, if there are any.
+        named = [model[0] for model in model_path if not getattr(model, "is_deferred", False)]
+        self._only = next(iter(named or self._lazy), None) if len(named or self._lazy) == 1 else None
 
     def get(self, name: str | None = None) -> Handle:
         """The handle of ``name``, or of the only model.
@@ -202,10 +205,8 @@ class Models:
         Raises:
             UnknownModelError: no such name, or no name and several models.
         """
-        if name is None and len(self._lazy) == 1:
-            name = next(iter(self._lazy))
         try:
-            return self._lazy[name or ""]
+            return self._lazy[name or self._only or ""]
         except KeyError:
             raise UnknownModelError(name, ", ".join(self._lazy) or "nothing (it is not set)") from None
 

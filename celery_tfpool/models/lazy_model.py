@@ -53,6 +53,8 @@ class LazyModel:
     around_load: AroundLoad = load_plainly
     #: What may interrupt a load without being the load's failure (a time limit).
     interrupts: tuple[type[BaseException], ...] = ()
+    #: Called with the Keras model itself, once, when somebody asks for it.
+    when_whole: Callable[[Any], None] = lambda model: None
     #: Seconds; None until it is loaded.
     load_time: float | None = field(default=None, init=False)
     _runner: Runner | None = field(default=None, init=False)
@@ -194,6 +196,7 @@ class LazyModel:
             if not self._is_whole:
                 self._load_whole()
                 self._is_whole = True
+                self.when_whole(self.original().keras_model)
             return self.original()
 
     def _load_whole(self) -> None:
