@@ -37,8 +37,18 @@ def test_web_process() -> None:
     done = subprocess.run([sys.executable, "-c", SENDS_TASKS], capture_output=True, text=True, check=True)
     imported = eval(done.stdout)
     assert [] == [name for name in HEAVY if name in imported]
+    # kombu has loaded the serializer, with all others, before.
+    assert [] == [name for name in imported if name.startswith("celery_tfpool")]
+
+
+def test_celery_itself() -> None:
+    """kombu loads the serializer of this package, and nothing else of it, wherever it is installed."""
+    program = "import celery, kombu.serialization, sys; print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    imported = eval(done.stdout)
+    assert [] == [name for name in HEAVY if name in imported]
     ours = {name for name in imported if name.startswith("celery_tfpool")}
-    assert {"celery_tfpool", "celery_tfpool.errors"} == ours
+    assert {"celery_tfpool", "celery_tfpool.errors", "celery_tfpool.serialization"} == ours
 
 
 @pytest.mark.parametrize(

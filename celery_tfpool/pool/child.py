@@ -20,9 +20,10 @@ from typing import Any
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import current_app, signals
 
+from .. import arrays
 from .._celery import known_apps
 from ..errors import ModelLoadError
-from ..models import deferred
+from ..models import stand_in
 from ..models.handle import Handle, Models
 from ..models.lazy_model import LazyModel
 from ..predictors.client import Client, Predictors
@@ -117,7 +118,8 @@ def prepare(plan: Plan) -> None:
     _models.clear()  # those of worker main know of no pack
     _lock = threading.Lock()  # a thread of the parent may have held it at the fork
     _report, _retired = None, False
-    deferred.find_by(_deferred_model)
+    stand_in.find_by(_deferred_model)
+    arrays.register()  # what `predict` returns is a result that JSON knows
     deadlines.follow_tasks()
     if "numpy" in sys.modules:  # or all children, and their replacements, would draw the same numbers
         sys.modules["numpy"].random.seed()

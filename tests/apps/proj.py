@@ -324,3 +324,17 @@ def count_layers():
 def double_whatever_dies(value):
     nap(0.1)  # so that there is always something to kill
     return double(value)
+
+
+@app.task
+def return_arrays():
+    import tensorflow as tf
+
+    predicted = get_model().predict([[1.0] * 16])
+    number, flag = predicted.dtype.type(1.5), predicted[0, 0] > 3
+    return {"predicted": predicted, "number": number, "tensor": tf.constant([1, 2]), "flag": flag}
+
+
+@app.task
+def echo(value):
+    return {"value": value, "kinds": [type(part).__name__ for part in value.values()]}
