@@ -42,7 +42,7 @@ def test_web_process() -> None:
 
 
 def test_celery_itself() -> None:
-    """kombu loads the serializer of this package, and nothing else of it, wherever it is installed."""
+    """Loads the serializer of this package, as kombu does with all that are installed, and nothing else of it."""
     program = "import celery, kombu.serialization, sys; print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     imported = eval(done.stdout)
