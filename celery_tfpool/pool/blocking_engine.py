@@ -132,8 +132,8 @@ class CrashSafeQueue(PipeNames, SimpleQueue):  # type: ignore[misc]
         for holder, lock in zip(self._holders, self.locks, strict=True):
             if holder.value != pid:
                 continue
-            # It may be free all the same: worker main ends a child by a signal as soon as it has read its last word, and
-            # that may come before the child has erased the note.
+            # It may be free all the same: worker main ends a child by a signal as soon as it has read its last word,
+            # and that may come before the child has erased the note.
             if lock.acquire(False):
                 holder.value = 0
                 lock.release()
