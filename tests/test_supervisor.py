@@ -336,7 +336,7 @@ def stopped_forkserver(pid: int) -> Iterator[psutil.Process]:
 def test_forkserver_that_hangs() -> None:
     """It is killed, and the next predictor comes from another one."""
     with (
-        supervised(stand_ins.ready, timeout=3.0) as (supervisor, reasons),
+        supervised(stand_ins.ready, timeout=6.0) as (supervisor, reasons),
         stopped_forkserver(psutil.Process(pid_of(supervisor)).ppid()) as forkserver,
     ):
         replaced(supervisor)
@@ -348,7 +348,7 @@ def test_forkserver_that_hangs_while_the_worker_starts_or_stops() -> None:
     multiprocessing.forkserver.ensure_running()
     with (
         stopped_forkserver(multiprocessing.forkserver._forkserver._forkserver_pid),  # type: ignore[attr-defined]
-        supervised(stand_ins.ready, timeout=3.0) as (supervisor, reasons),
+        supervised(stand_ins.ready, timeout=6.0) as (supervisor, reasons),
     ):
         parent = psutil.Process(pid_of(supervisor)).ppid()
         assert [] == reasons
