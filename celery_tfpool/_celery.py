@@ -144,6 +144,10 @@ class PipeNames:
     writer: property = property(attrgetter("_writer"))
     locks: property = property(attrgetter("_rlock", "_wlock"))
 
+    def set_locks(self, reader: Any, writer: Any) -> None:
+        """Have these in place of its own."""
+        self._rlock, self._wlock = reader, writer
+
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)  # type: ignore[misc]
         self._poll = self.reader.poll

@@ -131,7 +131,7 @@ def test_initialised_after_the_start(start_app, engine: str, tmp_path: Path) -> 
     """The first children are safe; a replacement is spawned, or the worker ends with the reason: no child hangs."""
     worker: Worker = start_app("--max-tasks-per-child=1", line=LATE, broker=engine)
     worker.wait_for("warmed up")
-    if SPAWNS and engine == "redis":
+    if SPAWNS:
         assert [16.0] * 4 == [worker.call("predict") for _ in range(4)]
         worker.wait_for(rf"initialised in the worker's main process by {tmp_path}/app.py:9: tf.constant\(1\)")
     else:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +23,7 @@ from celery import Celery
 
 import celery_tfpool.predictors.supervisor
 from celery_tfpool import errors
-from celery_tfpool.pool.blocking_engine import CrashSafeQueue, LastingThread
+from celery_tfpool.pool.blocking_engine import CrashSafeQueue, LastingThread, ProcessLock
 from celery_tfpool.pool.child_rules import ChildState, Status
 from celery_tfpool.pool.fork_guard import fork_decision
 from celery_tfpool.pool.plan import plan, predictor_threads, threads
@@ -227,32 +230,49 @@ def test_importing_costs_nothing(module: str) -> None:
 # -- locks of the dead -------------------------------------------------------------
 
 
-def dies_with_the_lock(pipe: CrashSafeQueue) -> None:
-    pipe._rlock.acquire()
-    pipe._reading.value = os.getpid()
-    os._exit(0)
+def hold(lock: ProcessLock, taken: Any) -> None:
+    lock.acquire()
+    taken.set()
+    time.sleep(60)
 
 
-def test_lock_of_a_dead_child() -> None:
-    """Is given back, once, if the child had it; it is not released for somebody else."""
-    context = billiard.get_context("fork")
-    pipe = CrashSafeQueue(ctx=context)
-    child = context.Process(target=dies_with_the_lock, args=(pipe,))
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_lock_of_a_dead_child(method: str) -> None:
+    """Is taken while the child that has it lives, and free when that is killed."""
+    context = billiard.get_context(method)
+    lock, taken = ProcessLock(), context.Event()
+    child = context.Process(target=hold, args=(lock, taken))
     child.start()
+    assert taken.wait(30)
+    assert not lock.acquire(False)
+    os.kill(child.pid, signal.SIGKILL)
     child.join()
-    assert not pipe._rlock.acquire(False)
-    for _ in range(2):
-        pipe.release_of(child.pid)
-        assert pipe._rlock.acquire(False)
-        assert not pipe._rlock.acquire(False)
-        pipe._rlock.release()
+    assert lock.acquire(False)
 
 
-def test_lock_that_nobody_has() -> None:
-    """What is noted of it may be old."""
+def end_as_billiard_does(pipe: CrashSafeQueue) -> None:
+    """Say the last word with the signal masked, in this thread: Python still runs its handler when another gets it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        pipe.put("the last word")
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        time.sleep(60)
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python's, of threads
+def test_lock_of_a_child_ended_at_its_last_word() -> None:
+    """Worker main sends SIGTERM once it has read that; of 500 children with a thread some 10 kept a semaphore."""
     pipe = CrashSafeQueue(ctx=billiard.get_context("fork"))
-    pipe._reading.value = 1234
-    pipe.release_of(1234)
-    assert 0 == pipe._reading.value
-    assert pipe._rlock.acquire(False)
-    assert not pipe._rlock.acquire(False)
+    for _ in range(500):
+        pid = os.fork()
+        if not pid:
+            end_as_billiard_does(pipe)
+        assert "the last word" == pipe.reader.recv()
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+        assert pipe.locks[1].acquire(False)
+        pipe.locks[1].release()

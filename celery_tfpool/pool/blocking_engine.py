@@ -1,6 +1,6 @@
 """The pool for brokers without an event loop (filesystem, memory): billiard's own, watched, and safe from crashes.
 
-Its children share two pipes, whose locks are given back here when a child dies
+Its children share two pipes, whose locks the kernel gives back when a child dies
 that holds one, and are started from one thread that lasts as long as the pool:
 Celery's children ask the kernel to be killed when their parent ends
 (``PR_SET_PDEATHSIG``), and to the kernel the parent is the *thread* that
@@ -10,27 +10,23 @@ warm shutdown before running tasks are awaited.
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import os
 import queue
+import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import IO, Any
 
 import billiard.pool
+from billiard import reduction
 from billiard.queues import SimpleQueue
 
 from .._celery import BlockingPoolNames, PipeNames, is_alive
 from ..processes import GRACE
-from . import fork_guard
 from .child_main import BlockingWorker, Worker
-from .child_rules import ChildState
 from .watched import Watched
-
-#: Seconds in which a process that has a lock has noted that.
-_MOMENT = 0.01
 
 
 class TFBlockingPool(Watched, BlockingPoolNames, billiard.pool.Pool):  # type: ignore[misc]
@@ -64,34 +60,22 @@ class TFBlockingPool(Watched, BlockingPoolNames, billiard.pool.Pool):  # type: i
         self._starter.stop()
 
     def set_up_queues(self) -> None:
-        """Pipes whose locks can be given back."""
+        """Pipes whose locks do not outlast who holds them."""
         super().set_up_queues()
         self.replace_queues(lambda context: CrashSafeQueue(ctx=context))
 
-    def _can_change_to_spawn(self) -> bool:
-        # The locks of the shared pipes were made for fork, and children have them.
-        return fork_guard.can_spawn() and not self.processes
-
-    def _on_child_end(self, state: ChildState | None, process: Any) -> None:
-        for pipe in (self.tasks, self.results):
-            pipe.release_of(process.pid)
-        super()._on_child_end(state, process)
-
     @staticmethod
     def finish_tasks(inqueue: Any, task_handler: Any, pool: Any) -> None:
-        """The original, which takes the reader's lock, given back first by whoever has died with it."""
+        """The original, if need be."""
         # The original takes the reader's lock, which an idle child holds, to
         # empty the pipe for a task handler that is stuck writing to it.
         task_handler.join(GRACE)
         if task_handler.is_alive():
-            for process in pool:
-                if not is_alive(process):
-                    inqueue.release_of(process.pid)
             BlockingPoolNames.finish_tasks(inqueue, task_handler, pool)
 
 
 class CrashSafeQueue(PipeNames, SimpleQueue):  # type: ignore[misc]
-    """A pipe that children share, which stays usable when one of them is killed while it holds a lock.
+    """A pipe that children share, which stays usable however one of them ends while it holds a lock.
 
     An idle child always holds the reader's lock.  In billiard its death locks
     out all others, and the end of the worker, for ever.
@@ -99,58 +83,47 @@ class CrashSafeQueue(PipeNames, SimpleQueue):  # type: ignore[misc]
 
     def __init__(self, *, ctx: Any) -> None:
         super().__init__(ctx=ctx)
-        self._share((ctx.Value("i", 0, lock=False), ctx.Value("i", 0, lock=False)))
-
-    def _share(self, holders: tuple[Any, Any]) -> None:
-        #: Of each lock: the process that holds it, or 0.
-        self._holders = self._reading, self._writing = holders
-
-    def __getstate__(self) -> Any:
-        return super().__getstate__(), self._holders
-
-    def __setstate__(self, state: Any) -> None:
-        super().__setstate__(state[0])
-        self._share(state[1])
-
-    def get_payload(self) -> Any:
-        """Bytes of the next message; waits for it."""
-        with self.locks[0], _held(self._reading):
-            return self.reader.recv_bytes()
-
-    def send_payload(self, value: Any) -> None:
-        """Send one message of bytes; waits while the pipe is full."""
-        with self.locks[1], _held(self._writing):
-            self.writer.send_bytes(value)
+        self.set_locks(ProcessLock(), ProcessLock())
 
     def discard(self) -> None:
         """Read away what is in the pipe, or comes within 0.1 s, whole or not; for when nobody is left to read it."""
         while self.reader.poll(0.1):
             os.read(self.reader.fileno(), 1 << 16)
 
-    def release_of(self, pid: int) -> None:
-        """Release what the process ``pid``, which is dead, held."""
-        for holder, lock in zip(self._holders, self.locks, strict=True):
-            if holder.value != pid:
-                continue
-            # It may be free all the same: worker main ends a child by a signal as soon as it has read its last word,
-            # and that may come before the child has erased the note.
-            if lock.acquire(False):
-                holder.value = 0
-                lock.release()
-                continue
-            time.sleep(_MOMENT)  # whoever has it by now may be about to say so
-            if holder.value == pid:
-                holder.value = 0
-                lock.release()
 
+class ProcessLock:
+    """A lock among this process and its children, which the kernel gives back when the process that has it ends.
 
-@contextlib.contextmanager
-def _held(holder: Any) -> Iterator[None]:
-    holder.value = os.getpid()
-    try:
-        yield
-    finally:
-        holder.value = 0
+    A semaphore stays taken: by SIGKILL, and by the exception of a signal's handler between the instant when the
+    semaphore is taken and the ``with`` that would release it.  Threads of one process do not exclude each other.
+    """
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # as long as the lock
+
+    def __getstate__(self) -> Any:
+        return reduction.DupFd(self._file.fileno())
+
+    def __setstate__(self, file: Any) -> None:
+        self._file = open(file.detach(), "r+b", buffering=0)  # noqa: SIM115
+
+    def acquire(self, block: bool = True) -> bool:
+        """Take it; or return False if another process has it and ``block`` is False."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if block else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Give it back."""
+        fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 class LastingThread:
