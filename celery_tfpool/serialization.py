@@ -20,9 +20,8 @@ from typing import Any
 CONTENT_TYPE = "application/vnd.celery-tfpool.tensor"
 #: Types of extensions.
 _ARRAY, _SCALAR, _JSON = 1, 2, 3
-#: NumPy's own words for dtypes of numbers, dates and texts of fixed width; `ml_dtypes` has names.
-_OF_NUMPY = re.compile(r"[<>|][biufcmMSU]\d{1,9}(\[\d*\w{1,2}\])?")
-_OF_ML_DTYPES = re.compile(r"(bfloat|float|int|uint)\d\w{0,20}")
+#: NumPy's own words for dtypes of dates and of texts of fixed width; those of numbers have names.
+_DATE_OR_TEXT = re.compile(r"[<|][mMSU]\d{1,9}(\[\d*\w{1,2}\])?")
 
 
 def dumps(value: Any) -> bytes:
@@ -84,7 +83,8 @@ def _array_to_bytes(array: Any) -> bytes:
         name = "object"
     elif kind in "biufcmMSU":
         little = array.dtype.newbyteorder("<")
-        name, items = little.str, array.astype(little, copy=False).tobytes()
+        name = little.str if kind in "mMSU" else little.name
+        items = array.astype(little, copy=False).tobytes()
     elif array.dtype.names is None and not array.dtype.hasobject and str(array.dtype).isidentifier():
         name, items = str(array.dtype), array.tobytes()
     else:
@@ -124,11 +124,11 @@ def _array_of(name: Any, count: int, items: Any) -> Any:
 def _dtype_of(name: Any) -> Any:
     import numpy as np
 
-    if isinstance(name, str) and _OF_NUMPY.fullmatch(name):
-        return np.dtype(name)
-    if isinstance(name, str) and _OF_ML_DTYPES.fullmatch(name):
-        import ml_dtypes
+    from .runners.dtypes import numpy_dtype
 
-        if isinstance(found := getattr(ml_dtypes, name, None), type):
-            return np.dtype(found)
-    raise ValueError(f"no dtype: {name!r:.100}")
+    if isinstance(name, str) and _DATE_OR_TEXT.fullmatch(name):
+        return np.dtype(name)
+    dtype = numpy_dtype(name)
+    if dtype.hasobject:
+        raise ValueError(f"no dtype of numbers, dates or texts: {name!r:.100}")
+    return dtype if dtype.kind == "V" else dtype.newbyteorder("<")  # those of `ml_dtypes` have one order only

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .handle import ASKED_OF_ANYTHING, Handle
@@ -25,6 +24,18 @@ class Deferred:
     pid: int = 0
     #: What it was compiled with, if it was.
     compiled: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    #: The model in each process that has used it: this one, and whichever was forked to this one.
+    _in_process: dict[int, LazyModel] = field(default_factory=dict)
+
+    def here(self) -> LazyModel:
+        """The model in this process: the worker's of that name, or one that no worker knows of."""
+        pid = os.getpid()
+        if pid not in self._in_process:
+            found = _find(self.name) if _find is not None else None
+            if found is None or found.path != self.path:
+                found = LazyModel(self.name, self.path, safe_mode=True)
+            self._in_process.setdefault(pid, found).when_whole = self.compile_again
+        return self._in_process[pid]
 
     def compile_again(self, model: Any) -> None:
         """Do with the model itself what was done with its stand-in."""
@@ -35,8 +46,6 @@ class Deferred:
 
 #: How this process finds the model of a worker by its name, if it has a worker's.
 _find: Callable[[str], LazyModel | None] | None = None
-#: Of this process alone: models that no worker knows of.
-_own: dict[tuple[int, int], LazyModel] = {}
 
 
 def find_by(find: Callable[[str], LazyModel | None]) -> None:
@@ -53,7 +62,7 @@ class StandIn(Handle):
 
     def __init__(self, deferred: Deferred) -> None:
         object.__setattr__(self, "_deferred", deferred)
-        super().__init__(functools.partial(_lazy_of, deferred))
+        super().__init__(deferred.here)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
@@ -79,15 +88,6 @@ class StandIn(Handle):
 
 def _again(name: str, path: str, line: str) -> StandIn:
     return StandIn(Deferred(name, path, line))
-
-
-def _lazy_of(deferred: Deferred) -> LazyModel:
-    found = _find(deferred.name) if _find is not None else None
-    if found is None or found.path != deferred.path:
-        key = os.getpid(), id(deferred)
-        found = _own.setdefault(key, LazyModel(deferred.name, deferred.path, safe_mode=True))
-    found.when_whole = deferred.compile_again
-    return found
 
 
 class Later:

@@ -37,12 +37,20 @@ class _Head:
 
 
 @dataclass(frozen=True)
-class AskPrediction(_Head):
+class _OfRequest(_Head):
+    #: Of this request alone, among those of all processes of a worker.
+    id: int
+
+    def check(self) -> None:
+        """Raise `BadMessage` unless each field is what it must be."""
+        _check(_is_whole(self.id, 0), "id", self.id)
+
+
+@dataclass(frozen=True)
+class AskPrediction(_OfRequest):
     """One request."""
 
     KIND: ClassVar[str] = "predict"
-    #: Of this request alone, among those of all processes of a worker.
-    id: int
     model: str
     #: Describes the body, see `codec`.
     x: Any
@@ -57,8 +65,8 @@ class AskPrediction(_Head):
 
     def check(self) -> None:
         """Raise `BadMessage` unless each field is what it must be."""
+        super().check()
         size = self.batch_size
-        _check(_is_whole(self.id, 0), "id", self.id)
         _check(isinstance(self.model, str), "model", self.model)
         _check(size is None or _is_whole(size, 1), "batch_size", size)
         _check(type(self.alone) is bool and type(self.again) is bool, "alone, again", (self.alone, self.again))
@@ -68,15 +76,10 @@ class AskPrediction(_Head):
 
 
 @dataclass(frozen=True)
-class AskStatistics(_Head):
+class AskStatistics(_OfRequest):
     """What the predictor has done."""
 
     KIND: ClassVar[str] = "stats"
-    id: int
-
-    def check(self) -> None:
-        """Raise `BadMessage` unless each field is what it must be."""
-        _check(_is_whole(self.id, 0), "id", self.id)
 
 
 @dataclass(frozen=True)
@@ -92,30 +95,24 @@ class Greeting(_Head):
 
 
 @dataclass(frozen=True)
-class Outputs(_Head):
+class Outputs(_OfRequest):
     """Of request ``id``; ``x`` describes the body."""
 
     KIND: ClassVar[str] = "outputs"
-    id: int
     x: Any
-
-    def check(self) -> None:
-        """Raise `BadMessage` unless each field is what it must be."""
-        _check(_is_whole(self.id, 0), "id", self.id)
 
 
 @dataclass(frozen=True)
-class Refusal(_Head):
+class Refusal(_OfRequest):
     """Why there are no outputs: an error of `errors`, and its arguments."""
 
     KIND: ClassVar[str] = "error"
-    id: int
     error: str
     args: list[Any]
 
     def check(self) -> None:
         """Raise `BadMessage` unless each field is what it must be."""
-        _check(_is_whole(self.id, 0), "id", self.id)
+        super().check()
         _check(self.error in _ERRORS, "error", self.error)
         _check(isinstance(self.args, list), "args", self.args)
 
@@ -136,16 +133,15 @@ _PLAIN = (str, int, float, type(None))
 
 
 @dataclass(frozen=True)
-class Counters(_Head):
+class Counters(_OfRequest):
     """What a predictor has done, for ``celery inspect``."""
 
     KIND: ClassVar[str] = "counters"
-    id: int
     stats: dict[str, Any]
 
     def check(self) -> None:
         """Raise `BadMessage` unless each field is what it must be."""
-        _check(_is_whole(self.id, 0), "id", self.id)
+        super().check()
         _check(isinstance(self.stats, dict), "stats", self.stats)
 
 

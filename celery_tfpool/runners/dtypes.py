@@ -38,7 +38,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     if name == "string":
         return np.dtype(object)
     if not isinstance(name, str) or not name.isidentifier():  # NumPy would parse it, as far as evaluating it
-        raise ValueError(f"no dtype {name!r}")
+        raise ValueError(f"no dtype {name!r:.100}")
     try:
         dtype: np.dtype[Any] = np.dtype(name)
     except TypeError:
@@ -46,7 +46,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
         found = getattr(ml_dtypes, name, None)
         if not isinstance(found, type) or not issubclass(found, np.generic):
-            raise ValueError(f"no dtype {name!r}") from None
+            raise ValueError(f"no dtype {name!r:.100}") from None
         return np.dtype(found)
     if dtype.type is np.void or dtype.kind not in _NUMBERS:
         raise ValueError(f"not a dtype of numbers: {name!r}")
