@@ -27,7 +27,6 @@ SCALES = ((1.0, 4.0, -2.0), (1.0, 0.5, 0.25))
 WIDE = (300.0, 1e4, float("nan"))
 #: By how much coarser the comparison of these is: rounding grows in a deep network that was not made for them.
 _COARSE = 256.0
-
 #: Up to such a scale whole numbers are 0 and 1.
 _NARROW = 10.0
 
@@ -47,7 +46,7 @@ class Reason(Enum):
     RANDOM = "its outputs are random"
     PYTHON = "it calls Python code, which may keep a state"
     NO_NOISE = "it takes strings or booleans, with which no trial can be made"
-    NOT_TRIED = "it has not been tried yet: its first request shows what it takes"
+    NOT_TRIED = "it has not been tried yet: its first requests show what it takes"
     TRIAL_FAILED = "a trial with three rows failed"
     MIXING = "it may look at several rows together where a trial has not shown it"
     NO_TIME = "it is too slow to be tried"
@@ -145,16 +144,17 @@ def like(values: Sequence[Any]) -> list[Any] | None:
 
 def with_noise(compiled: Compiled, inputs: Sequence[Port], has_time: bool) -> tuple[Reason | None, str]:
     """What trials with noise say, if there is time for them; and what became of one that failed."""
+    precision = precision_of(compiled)
     reason, detail = None, ""
     for scales in SCALES:
         values = noise(inputs, scales)
         if values is None or not has_time:
             return Reason.NO_NOISE if values is None else Reason.NO_TIME, ""
-        reason, detail = _tried(compiled, values)
+        reason, detail = _tried(compiled, values, precision)
         if reason is not Reason.TRIAL_FAILED:
             break
     if reason is None:
-        of_wide, _ = _tried(compiled, noise(inputs, WIDE) or (), _COARSE)
+        of_wide, _ = _tried(compiled, noise(inputs, WIDE) or (), _COARSE * precision)
         reason = of_wide if of_wide is not Reason.TRIAL_FAILED else None  # few models take such numbers
     return _unless_mixing(compiled, reason, detail)
 
@@ -164,12 +164,12 @@ def with_request(compiled: Compiled, values: Sequence[Any], has_time: bool) -> t
     rows = like(values)
     if rows is None or not has_time:
         return Reason.NO_NOISE if rows is None else Reason.NO_TIME, ""
-    return _unless_mixing(compiled, *_tried(compiled, rows))
+    return _unless_mixing(compiled, *_tried(compiled, rows, precision_of(compiled)))
 
 
-def _tried(compiled: Compiled, values: Sequence[Any], coarse: float = 1.0) -> tuple[Reason | None, str]:
+def _tried(compiled: Compiled, values: Sequence[Any], precision: float) -> tuple[Reason | None, str]:
     try:
-        return of_trial(compiled, values, coarse), ""
+        return of_trial(compiled, values, precision), ""
     except Exception as exc:  # the values are not for every model
         return Reason.TRIAL_FAILED, f"{type(exc).__name__}: {short(exc)}"
 
@@ -181,18 +181,16 @@ def _unless_mixing(compiled: Compiled, reason: Reason | None, detail: str) -> tu
     return reason, detail
 
 
-def of_trial(compiled: Compiled, values: Sequence[Any], coarse: float = 1.0) -> Reason | None:
+def of_trial(compiled: Compiled, values: Sequence[Any], precision: float) -> Reason | None:
     """Whether three rows that are computed together give what each of them gives alone; None when they do.
 
     Args:
-        coarse: by how much coarser than rounding the comparison is.
+        precision: how far numbers may be apart, see `compare.are_close`.
 
     Raises:
         Exception: whatever the model says of these rows.
     """
     import keras
-
-    precision = coarse * precision_of(compiled)
 
     def call(start: int, stop: int) -> list[Any]:
         return [np.asarray(leaf) for leaf in keras.tree.flatten(compiled(*(value[start:stop] for value in values)))]

@@ -30,7 +30,7 @@ _ALONG_AXES = {
 _ALONG_LAST_AXIS = {"TopK", "TopKV2"}
 #: How many there are, or in which order, depends on what is in all rows.
 _OF_ALL = (
-    *("Unique", "Where", "ListDiff", "SetDiff1D", "Bincount", "DenseBincount", "RaggedBincount", "L2Loss", "Mode"),
+    *("Unique", "Where", "ListDiff", "SetDiff1D", "Bincount", "DenseBincount", "L2Loss", "Mode"),
     *("Segment", "UnsortedSegment", "SparseSegment", "NonMaxSuppression", "Ragged", "DynamicPartition", "Histogram"),
 )
 _BRANCHES = {"If", "StatelessIf", "Case", "StatelessCase"}
