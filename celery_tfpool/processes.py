@@ -28,7 +28,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 #: So many children in a row that end before they are ready stop the worker.
 MAX_FAILED_STARTS = 3
 #: Seconds between two looks at whether the worker should stop.
-_TICK = 0.02
+TICK = 0.02
 #: Held while this process starts another.
 _starting = threading.Lock()
 #: Seconds between a child's own deadline and worker main's next harder means.
@@ -126,14 +126,22 @@ def start(process: Any, tick: Callable[[], None], timeout: float) -> None:
 
         starting, deadline = thread.submit(start_it), time.monotonic() + timeout
         try:
-            while not futures.wait([starting], _TICK).done:
+            while not futures.wait([starting], TICK).done:
                 tick()
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"the forkserver has not started it within {timeout:g} s")
         except BaseException:
             end_forkserver()  # or this thread would not end either
+            if starting.exception() is None:  # it was only slow, and nobody is told of the process
+                kill(process)
             raise
         starting.result()
+
+
+def kill(process: Any) -> None:
+    """Kill a process of `multiprocessing`, which does so itself only while the forkserver lives that has forked it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
 
 
 def end_forkserver() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing.forkserver
 import os
 import re
 import shutil
@@ -254,6 +255,24 @@ class Worker(Program):
         for process in marked(self.mark):
             process.kill()
         self.process.wait(10)
+
+
+def forkserver_pid() -> int:
+    """Of the forkserver of this process."""
+    multiprocessing.forkserver.ensure_running()
+    return int(multiprocessing.forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def suspended(pid: int) -> Iterator[psutil.Process]:
+    """A process that does not answer."""
+    process = psutil.Process(pid)
+    process.suspend()
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.resume()
 
 
 def lives(process: psutil.Process) -> bool:

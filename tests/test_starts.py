@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
-import multiprocessing.forkserver
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import wait_until
+from conftest import forkserver_pid, suspended, wait_until
 
 from celery_tfpool import processes
 from celery_tfpool.packs import build
@@ -23,12 +21,8 @@ from celery_tfpool.packs.cache import PackCache
 @pytest.fixture
 def hanging() -> Iterator[psutil.Process]:
     """The forkserver of this process, stopped."""
-    multiprocessing.forkserver.ensure_running()
-    process = psutil.Process(multiprocessing.forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
-    process.suspend()
-    yield process
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.resume()
+    with suspended(forkserver_pid()) as process:
+        yield process
 
 
 def new_process() -> Any:

@@ -7,7 +7,6 @@ import contextlib
 import gc
 import json
 import multiprocessing
-import multiprocessing.forkserver
 import os
 import resource
 import shutil
@@ -22,7 +21,7 @@ import numpy as np
 import psutil
 import pytest
 import stand_ins
-from conftest import wait_until
+from conftest import forkserver_pid, lives, suspended, wait_until
 
 from celery_tfpool import PredictorUnavailable
 from celery_tfpool.predictors.busyness import LoadBoard
@@ -322,22 +321,11 @@ def test_end_of_the_forkserver(number: signal.Signals) -> None:
         assert [] == reasons
 
 
-@contextlib.contextmanager
-def stopped_forkserver(pid: int) -> Iterator[psutil.Process]:
-    process = psutil.Process(pid)
-    process.suspend()
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.resume()
-
-
 def test_forkserver_that_hangs() -> None:
     """It is killed, and the next predictor comes from another one."""
     with (
         supervised(stand_ins.ready, timeout=6.0) as (supervisor, reasons),
-        stopped_forkserver(psutil.Process(pid_of(supervisor)).ppid()) as forkserver,
+        suspended(psutil.Process(pid_of(supervisor)).ppid()) as forkserver,
     ):
         replaced(supervisor)
         assert not forkserver.is_running()
@@ -345,20 +333,51 @@ def test_forkserver_that_hangs() -> None:
 
 
 def test_forkserver_that_hangs_while_the_worker_starts_or_stops() -> None:
-    multiprocessing.forkserver.ensure_running()
     with (
-        stopped_forkserver(multiprocessing.forkserver._forkserver._forkserver_pid),  # type: ignore[attr-defined]
+        suspended(forkserver_pid()),
         supervised(stand_ins.ready, timeout=6.0) as (supervisor, reasons),
     ):
         parent = psutil.Process(pid_of(supervisor)).ppid()
         assert [] == reasons
-        with stopped_forkserver(parent) as forkserver:
+        with suspended(parent) as forkserver:
             os.kill(pid_of(supervisor), signal.SIGKILL)
             wait_until(lambda: supervisor._predictors[0].is_starting, "a start")
             started = time.monotonic()
             supervisor.stop()
             assert time.monotonic() - started < 10
             wait_until(lambda: forkserver.status() == psutil.STATUS_ZOMBIE, "its end", timeout=5)
+
+
+def test_start_that_comes_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows of that process any more, so it must not answer beside its replacement."""
+    original, pids = Supervisor._new_process, []
+
+    def new_process(self: Supervisor, one: Any) -> Any:
+        process, link = original(self, one)
+        pids.append(process.pid)
+        if len(pids) == 1:
+            time.sleep(9)
+        return process, link
+
+    monkeypatch.setattr(Supervisor, "_new_process", new_process)
+    with supervised(stand_ins.ready, timeout=6.0) as (supervisor, reasons):
+        assert pids[1] == pid_of(supervisor)
+        first = psutil.Process(pids[0])
+        wait_until(lambda: not lives(first), "its end")
+        assert pids[1] == pid_of(supervisor)
+        assert [] == reasons
+
+
+def test_stop_when_the_forkserver_has_ended() -> None:
+    """For `multiprocessing` its children have ended, too."""
+    with supervised(stand_ins.ready) as (supervisor, _):
+        predictor = psutil.Process(pid_of(supervisor))
+        forkserver = psutil.Process(predictor.ppid())
+        forkserver.kill()
+        wait_until(lambda: not lives(forkserver), "its end")
+        multiprocessing.get_context("fork").Process(target=print).start()  # which looks at all that were started
+        assert lives(predictor)
+    wait_until(lambda: not lives(predictor), "its end", timeout=10)
 
 
 def test_many_who_wait() -> None:

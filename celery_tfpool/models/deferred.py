@@ -94,16 +94,19 @@ def _patch(module: Any, name: str, defer: Callable[..., Any]) -> None:
 # -- in place of the functions -------------------------------------------------------------
 
 
+def _absolute(path: Any) -> str | None:
+    """``path`` for a process of another working directory; None of what is not there, of which the original tells."""
+    return os.path.abspath(path) if isinstance(path, (str, Path)) and os.path.exists(path) else None
+
+
 def _keras_model(original: Callable[..., Any], filepath: Any, *args: Any, **kwargs: Any) -> Any:
     """In place of ``keras.models.load_model``.
 
     Raises:
         ValueError: there is no such file, or it is no model, as far as that can be seen.
     """
-    is_file = isinstance(filepath, (str, Path)) and "://" not in str(filepath)
-    if not is_file or not os.path.exists(filepath):
-        return original(filepath, *args, **kwargs)  # or its own words on what is not there
-    path = os.path.abspath(filepath)
+    if (path := _absolute(filepath)) is None:
+        return original(filepath, *args, **kwargs)
     options = {**dict(zip(["custom_objects", "compile", "safe_mode"], args, strict=False)), **kwargs}
     options = {name: value for name, value in options.items() if name != "compile" and value not in (None, {})}
     if options not in ({}, {"safe_mode": True}):
@@ -119,17 +122,15 @@ def _keras_model(original: Callable[..., Any], filepath: Any, *args: Any, **kwar
 
 def _legacy_model(original: Callable[..., Any], filepath: Any, *args: Any, **kwargs: Any) -> Any:
     """In place of ``tf_keras.models.load_model``."""
-    if not isinstance(filepath, (str, Path)) or not os.path.exists(filepath):
+    if (path := _absolute(filepath)) is None:
         return original(filepath, *args, **kwargs)
-    path = os.path.abspath(filepath)
     return LaterModel(functools.partial(original, path, *args, **kwargs), f"model from {path!r}", "tf_keras")
 
 
 def _tensorflow_object(original: Callable[..., Any], export_dir: Any, *args: Any, **kwargs: Any) -> Any:
     """In place of ``tf.saved_model.load``."""
-    if not isinstance(export_dir, (str, Path)) or not os.path.isdir(export_dir):
+    if (path := _absolute(export_dir)) is None:
         return original(export_dir, *args, **kwargs)
-    path = os.path.abspath(export_dir)
     return Later(functools.partial(original, path, *args, **kwargs), f"SavedModel from {path!r}")
 
 

@@ -14,23 +14,36 @@ from typing import Any
 _UNKNOWN = 255
 
 
-async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
-    """What ``function`` returns in a thread that nobody waits for when this one ends."""
+async def in_thread(function: Callable[..., Any], *args: Any, discard: Callable[[Any], None]) -> Any:
+    """What ``function`` returns in a thread that nobody waits for when this one ends.
+
+    Args:
+        discard: called with that in place of returning it when nobody waits any more.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
 
-    def set_unless_over(setter: Callable[[Any], None], value: Any) -> None:
+    def give(value: Any) -> None:
+        if future.done():
+            discard(value)
+        else:
+            future.set_result(value)
+
+    def fail(exc: BaseException) -> None:
         if not future.done():
-            setter(value)
+            future.set_exception(exc)
 
     def run() -> None:
         try:
             value = function(*args)
-            setter = future.set_result
         except BaseException as exc:
-            value, setter = exc, future.set_exception
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(set_unless_over, setter, value)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(fail, exc)
+            return
+        try:
+            loop.call_soon_threadsafe(give, value)
+        except RuntimeError:
+            discard(value)
 
     threading.Thread(target=run, name="starter of predictors", daemon=True).start()
     return await future

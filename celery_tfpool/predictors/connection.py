@@ -133,20 +133,23 @@ def closed_unless_answered(connection: Connection) -> Iterator[None]:
         raise
 
 
+def _connect(to_be: socket.socket, path: str, deadline: float) -> None:
+    while True:
+        try:
+            return to_be.connect(path)
+        except BlockingIOError:  # as many as may wait are waiting
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE)
+
+
 def how_it_ended(folder: str, index: int, pid: int | None, patience: float) -> str | None:
     """How the predictor ended, in worker main's words, which come once it has noticed; None when it has not."""
     deadline, said = time.monotonic() + patience, b""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as supervisor:
             supervisor.settimeout(patience)
-            while True:
-                try:
-                    supervisor.connect(coroner_path(folder))
-                    break
-                except BlockingIOError:  # as many ask as may wait
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(_PAUSE)
+            _connect(supervisor, coroner_path(folder), deadline)
             supervisor.sendall(json.dumps([index, pid]).encode() + b"\n")
             while not said.endswith(b"\n") and (part := supervisor.recv(1 << 16)):
                 said += part

@@ -95,8 +95,7 @@ class Keeper:
     def kill(self) -> None:
         """End its process, which nobody needs any more; returns within seconds."""
         if self.process is not None:
-            with contextlib.suppress(OSError):
-                self.process.kill()
+            processes.kill(self.process)
             self.process.join(GRACE)
 
     async def keep(self) -> str:
@@ -117,7 +116,8 @@ class Keeper:
             tries_left -= 1
             self.is_starting = True
             try:
-                self.process, self.link = await asyncio.wait_for(in_thread(self.new_process, self), self.timeout)
+                starting = in_thread(self.new_process, self, discard=_discard)
+                self.process, self.link = await asyncio.wait_for(starting, self.timeout)
                 break
             except asyncio.TimeoutError:
                 processes.end_forkserver()
@@ -213,3 +213,10 @@ class Keeper:
                 f"predictor {self.index} ended {self.crash_loop.failed} times in a row before it was ready; "
                 f"the last one {how}: {self.failure or 'see above for what it said'}"
             )
+
+
+def _discard(started: tuple[Any, int]) -> None:
+    """End a process that was started too late; it would answer requests, and nobody would know of it."""
+    process, link = started
+    processes.kill(process)
+    os.close(link)

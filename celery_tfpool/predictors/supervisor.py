@@ -46,9 +46,6 @@ from .statistics import Statistics
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at whether the worker should stop.
-_TICK = 0.02
-
 
 class CannotStart(TFPoolError):
     """Predictors could not be started.
@@ -114,7 +111,7 @@ class Supervisor:
                 tick()
                 if self._gave_up:
                     raise CannotStart(self._gave_up)
-                time.sleep(_TICK)
+                time.sleep(processes.TICK)
             self._is_started = True
         except BaseException:
             self.stop()
@@ -220,10 +217,8 @@ class Supervisor:
             )
             with processes.allowed_to_start():
                 process.start()
-            with self._stop_lock:
-                one.process = process
-                if self._stopping.is_set():  # who stops may not have known of it
-                    process.kill()
+            if self._stopping.is_set():  # who stops does not know of it
+                processes.kill(process)
             link = os.dup(receiver.fileno())
             os.set_blocking(link, False)
             return process, link
