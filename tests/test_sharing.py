@@ -135,6 +135,8 @@ def test_training_is_the_childs_own(start_worker: StartWorker, tmp_path: Path) -
     worker = start_worker("-c", "2", conf={"tf_model_path": make_model(str(tmp_path / "compiled.keras"), code)})
     trained, answer = worker.call("train")
     assert [[16.0]] != answer
+    assert 1 == worker.log.count("needs the Keras model itself")
+    worker.wait_for(rf"so process {trained} has loaded it, in [\d.]+ s and \d+ MB of its own; from now on it shares no")
 
     def seen() -> dict[int, Any]:
         answers: dict[int, Any] = {}

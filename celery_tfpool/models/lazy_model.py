@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -186,7 +187,7 @@ class LazyModel:
                 "use the new ones, or put the old ones back"
             )
 
-    def _whole(self) -> Runner:
+    def _whole(self, attribute: str) -> Runner:
         """`original`, with the loss, metrics and optimizer that it was saved with: what Keras itself loads.
 
         Raises:
@@ -194,10 +195,30 @@ class LazyModel:
         """
         with self._lock:
             if not self._is_whole:
+                was_elsewhere = self.packed or self.pack is not None or self.remote is not None
                 self._load_whole()
                 self._is_whole = True
                 self.when_whole(self.original().keras_model)
+                if was_elsewhere:
+                    self._say_what_it_costs(attribute)
             return self.original()
+
+    def _say_what_it_costs(self, attribute: str) -> None:
+        import tensorflow as tf
+
+        if (model := self.original().keras_model) is None:
+            return
+        where = "it asks no predictor for it" if self.remote is not None else "it shares no weights of it"
+        logger.warning(
+            "model %r: %r needs the Keras model itself, so process %d has loaded it, in %.1f s and %.0f MB of its own; "
+            "from now on %s. predict(), predict_on_batch() and model(x) of arrays need no Keras model",
+            self.name,
+            attribute,
+            os.getpid(),
+            self.load_time or 0.0,
+            sum(math.prod(variable.shape) * tf.as_dtype(variable.dtype).size for variable in model.variables) / 2**20,
+            where,
+        )
 
     def _load_whole(self) -> None:
         """Load what predicting does not need, if the file has it and if it can be loaded."""
@@ -219,7 +240,7 @@ class LazyModel:
 
     def keras_model(self, attribute: str) -> Any:
         """The real Keras model, for what only it has."""
-        model = self._whole().keras_model
+        model = self._whole(attribute).keras_model
         if model is None:
             form = "pack" if self.packed else "SavedModel"
             raise AttributeError(
