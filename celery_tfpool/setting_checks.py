@@ -94,7 +94,7 @@ def boolean(value: Any) -> bool:
     return value
 
 
-def batch_or_not(value: Any) -> bool | str:
+def boolean_or_auto(value: Any) -> bool | str:
     """True, False, or "auto"."""
     if not isinstance(value, bool) and value != "auto":
         raise ValueError('must be True, False or "auto"')
@@ -102,7 +102,7 @@ def batch_or_not(value: Any) -> bool | str:
 
 
 #: What a dict of per-model settings may hold beside its path.
-_OF_ONE_MODEL: dict[str, Check] = {"max_batch_size": at_least(1), "predictors": at_least(0), "batch": batch_or_not}
+_OF_ONE_MODEL: dict[str, Check] = {"max_batch_size": at_least(1), "predictors": at_least(0), "batch": boolean_or_auto}
 
 
 def model_paths(value: Any) -> tuple[ModelPath, ...]:

@@ -18,6 +18,7 @@ from .setting_checks import (
     ModelPath,
     at_least,
     boolean,
+    boolean_or_auto,
     duration,
     folder,
     model_paths,
@@ -60,12 +61,13 @@ class Settings:
         seconds,
         "Seconds until a child must be ready, and a model loaded. A larger `worker_proc_alive_timeout` is respected.",
     )
-    preimport: bool = setting(
-        True,
-        boolean,
+    preimport: bool | str = setting(
+        "auto",
+        boolean_or_auto,
         "Import TensorFlow and Keras in the worker's main process, before the fork: children, replacements too, start "
         "with them in place and share their memory. Imported only, never initialised there. Where predictors have all "
-        "models, the process that they are forked from imports them instead, and worker main and children do not.",
+        "models, the process that they are forked from imports them instead, and worker main and children do not. "
+        '`"auto"`: in a worker that has models; `True`: also in one that has none, whose tasks load theirs themselves.',
     )
     defer_loading: bool = setting(
         True,

@@ -87,12 +87,20 @@ def test_not_shared(start_worker: StartWorker, large: str) -> None:
     assert child["memory"]["private"] > 77e6
 
 
-@pytest.mark.parametrize("preimport", [True, False])
-def test_preimport(start_worker: StartWorker, digits: str, preimport: bool) -> None:
+def test_preimport(start_worker: StartWorker) -> None:
+    """For tasks that load their models themselves."""
+    worker = start_worker("-c", "1", conf={"tf_preimport": True})
+    assert worker.call("imported", "tensorflow")
+    assert worker.call("imported", "keras")
+    assert "fork" == tfpool(worker)["start_method"]
+
+
+@pytest.mark.parametrize("preimport", ["auto", False])
+def test_preimport_for_models(start_worker: StartWorker, digits: str, preimport: bool | str) -> None:
     """Children have TensorFlow in place before anybody asks for a model, or not."""
     worker = start_worker("-c", "1", conf={"tf_model_path": digits, "tf_preimport": preimport})
     for module in ("tensorflow", "keras"):
-        assert preimport == worker.call("imported", module)
+        assert bool(preimport) == worker.call("imported", module)
     assert [[16.0]] == worker.call("predict_row", ONES)[1]
     assert "fork" == tfpool(worker)["start_method"]
 

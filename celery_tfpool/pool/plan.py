@@ -84,6 +84,13 @@ def threads(settings: Settings, *, cores: int, processes: int) -> tuple[int, int
     return intra_op, inter_op
 
 
+def needs_preimport(settings: Settings) -> bool:
+    """Whether children will need TensorFlow, by what is configured."""
+    if not settings.model_path:
+        return settings.preimport is True
+    return bool(settings.preimport) and not all_predicted_elsewhere(settings)
+
+
 def preimport() -> None:
     """Import TensorFlow here, for all children, and say which private names it lacks.
 
@@ -94,7 +101,7 @@ def preimport() -> None:
         threads = tf_state.preimport()
     except Exception as exc:  # a broken installation fails in many ways
         reason = f"{type(exc).__name__}: {short(exc)}"
-        raise SettingsError(f"  tf_model_path: TensorFlow or Keras cannot be imported: {reason}") from exc
+        raise SettingsError(f"  tf_preimport: TensorFlow or Keras cannot be imported: {reason}") from exc
     say_what_is_gone(_tensorflow.gone(), "TensorFlow")
     if threads and not tf_state.evidence():
         logger.warning(

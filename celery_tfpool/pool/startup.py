@@ -28,7 +28,7 @@ from ..runners.location import Kind
 from ..settings import Settings, check
 from .deferral import with_deferred
 from .inspect import banner, facts
-from .plan import absolute, all_predicted_elsewhere, plan, predictor_threads, preimport, usable_cores
+from .plan import absolute, all_predicted_elsewhere, needs_preimport, plan, predictor_threads, preimport, usable_cores
 from .prefork import TFPrefork, preparation
 
 logger: logging.Logger = get_logger(__name__)
@@ -60,7 +60,7 @@ class Models(bootsteps.StartStopStep):  # type: ignore[misc]
         say_what_is_gone(_celery.gone(), "Celery")
         # A task may change the working directory, and replaced children load again.
         settings = replace(settings, model_path=tuple(map(absolute, settings.model_path)))
-        if settings.preimport and settings.model_path and not all_predicted_elsewhere(settings):
+        if needs_preimport(settings):
             preimport()
         w.pool.plan = plan(
             settings,
