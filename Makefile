@@ -80,7 +80,7 @@ lint: .venv/.dev  ## ruff and mypy
 	$(VENV) -m mypy
 
 docs: .venv/.dev  ## write docs/settings.md
-	$(VENV) -c 'from celery_tfpool import settings; print(settings.markdown_page(), end="")' > docs/settings.md
+	$(VENV) -c 'from celery_tfpool import settings_page; print(settings_page.markdown(), end="")' > docs/settings.md
 
 bench: .venv/.dev servers  ## all suites, under 40 minutes; BENCH_OPTIONS=--quick: under 5
 	$(VENV) benchmarks/bench.py all $(BENCH_OPTIONS)

@@ -2,10 +2,9 @@
 
 Celery loads this module through the entry point group ``celery.commands``
 before it parses options and before it imports the app.  Stock Celery refuses
-dotted pool names, so that is the moment to let ours through, to add the
-worker's option, and, where this may become a worker of ours, to start watching
-who initialises TensorFlow.  Other ``celery`` commands load this module as well,
-so it imports what a command needs when that runs.
+dotted pool names, so that is the moment to let ours through, to add options,
+and, where this may become a worker of ours, to start watching who initialises
+TensorFlow.  Other commands load it as well: it imports what one needs when that runs.
 """
 
 from __future__ import annotations
@@ -31,18 +30,28 @@ from celery.utils.log import get_logger
 
 from . import _celery, defer_loading
 from .errors import ModelLoadError, TFPoolError
-from .settings import ENVIRONMENT_VARIABLE
+from .settings import MODEL_PATH_VARIABLE, MODELS_VARIABLE
 
 logger: logging.Logger = get_logger(__name__)
 
 POOL = "celery_tfpool:TFPrefork"
 
 
-def _to_environment(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    # As Celery does with --broker: children and every get_model() see it there.
-    if value:
-        os.environ[ENVIRONMENT_VARIABLE] = value
-    return value
+def _option(name: str, variable: str, description: str) -> CeleryOption:
+    def to_environment(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        # As Celery does with --broker: children and every get_model() see it there.
+        if value:
+            os.environ[variable] = value
+        return value
+
+    return CeleryOption(
+        [name],
+        envvar=variable,
+        callback=to_environment,
+        expose_value=False,
+        help_group="Pool Options",
+        help=description,
+    )
 
 
 def _without_traceback(callback: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,22 +70,25 @@ def _without_traceback(callback: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def extend_worker_command() -> None:
-    """Teach ``celery worker`` our pool's name and option."""
+    """Teach ``celery worker`` our pool's name and options."""
     command, pools = _celery.worker_command()
     if POOL in pools.choices:
         return
     pools.choices = (*pools.choices, POOL)
-    command.params.append(
-        CeleryOption(
-            ["--tf-model-path"],
-            envvar=ENVIRONMENT_VARIABLE,
-            callback=_to_environment,
-            expose_value=False,
-            help_group="Pool Options",
-            help=f"Keras model for {POOL}: a .keras or .h5 file, a SavedModel folder, or module:function. "
-            f"Goes before {ENVIRONMENT_VARIABLE} and the tf_model_path setting.",
-        )
-    )
+    command.params += [
+        _option(
+            "--tf-model-path",
+            MODEL_PATH_VARIABLE,
+            f"Keras model for {POOL}: a .keras or .h5 file, a SavedModel folder, or module:function; or several, "
+            f"NAME=PATH,NAME=PATH. Goes before {MODEL_PATH_VARIABLE} and the tf_model_path setting.",
+        ),
+        _option(
+            "--tf-models",
+            MODELS_VARIABLE,
+            "Names of those models of tf_model_path that this worker needs, with commas; files of the others are not "
+            "looked for.",
+        ),
+    ]
     command.callback = _without_traceback(command.callback)
 
 

@@ -48,7 +48,7 @@ class UnknownModelError(TFPoolError, LookupError):
     Args: the name asked for (None for "the only one"), the names there are, comma separated.
     """
 
-    template = "no model named {0!r}; tf_model_path has: {1}"
+    template = "no model named {0!r}; tf_model_path, of which tf_models may take a part, has: {1}"
 
 
 class ModelLoadError(TFPoolError):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 #: The name of a model whose path is given alone, without a name.
@@ -103,6 +104,24 @@ def boolean_or_auto(value: Any) -> bool | str:
 
 #: What a dict of per-model settings may hold beside its path.
 _OF_ONE_MODEL: dict[str, Check] = {"max_batch_size": at_least(1), "predictors": at_least(0), "batch": boolean_or_auto}
+
+
+#: A name and its path in a text, ``faces=models/faces.keras``; in an address a "/" or ":" comes before any "=".
+_NAMED = re.compile(r"([\w.-]+)=(.+)")
+
+
+def model_names(value: Any) -> tuple[str, ...]:
+    """Names, in a list or in a text with commas; none for all."""
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError('must be names of models: ["faces", "masks"], or "faces,masks"')
+    return tuple(dict.fromkeys(names))
+
+
+def from_text(text: str) -> str | dict[str, str]:
+    """What is meant by ``--tf-model-path``: a path, or names and paths: ``faces=faces.keras,masks=masks.keras``."""
+    named = [_NAMED.fullmatch(part) for part in text.split(",")]
+    return {match[1]: match[2] for match in named if match} if all(named) else text
 
 
 def model_paths(value: Any) -> tuple[ModelPath, ...]:

@@ -2,7 +2,7 @@
 
 Reads any mapping and knows neither Celery nor TensorFlow.  All problems of a
 configuration are reported at once, and before anything is started.
-`markdown_page` prints the documentation from the same lines.
+`settings_page` prints the documentation from the same lines.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from .setting_checks import (
     boolean_or_auto,
     duration,
     folder,
+    from_text,
+    model_names,
     model_paths,
     one_of,
     seconds,
@@ -28,7 +30,8 @@ from .setting_checks import (
 )
 
 PREFIX = "tf_"
-ENVIRONMENT_VARIABLE = "CELERY_TF_MODEL_PATH"
+#: Of the environment, which go before the app's configuration.
+MODEL_PATH_VARIABLE, MODELS_VARIABLE = "CELERY_TF_MODEL_PATH", "CELERY_TF_MODELS"
 #: How close a key must be to one of ours, 0 to 1, to be taken for a slip.
 _CLOSE = 0.75
 
@@ -49,7 +52,14 @@ class Settings:
         "model; or a dict of name → one of these, or → a dict with a `path`, and `max_batch_size`, `predictors` or "
         '`batch` of its own: whether rows of different tasks share a call in a predictor: `"auto"` where that is known '
         "to be harmless, `True` always, `False` never. `--tf-model-path` on the worker's command line goes before "
-        f"`{ENVIRONMENT_VARIABLE}` in the environment, and that before the app's configuration.",
+        f"`{MODEL_PATH_VARIABLE}` in the environment, and that before the app's configuration; both are a path, or "
+        "`faces=faces.keras,masks=masks.keras`.",
+    )
+    models: tuple[str, ...] = setting(
+        (),
+        model_names,
+        "Names of those models that this worker needs, where not all: files of the others are not looked for. "
+        f"`--tf-models=faces,masks` on the worker's command line and `{MODELS_VARIABLE}` in the environment go before.",
     )
     model_load: str = setting(
         "lazy",
@@ -150,7 +160,7 @@ KEYS = tuple(PREFIX + f.name for f in fields(Settings))
 
 
 def read(conf: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
-    """The settings in ``conf``; ``CELERY_TF_MODEL_PATH`` of ``environ`` goes before ``conf``.
+    """The settings in ``conf``, before which two variables of ``environ`` go.
 
     Raises:
         SettingsError: names every wrong value, and what is allowed.
@@ -159,11 +169,20 @@ def read(conf: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     for f in fields(Settings):
         key, value = PREFIX + f.name, conf.get(PREFIX + f.name, f.default)
         if f.name == "model_path":
-            value = environ.get(ENVIRONMENT_VARIABLE) or (value if value != () else None)
+            text = environ.get(MODEL_PATH_VARIABLE)
+            value = from_text(text) if text else (value if value != () else None)
+        elif f.name == "models":
+            value = environ.get(MODELS_VARIABLE) or value
         try:
             values[f.name] = f.metadata["check"](value)
         except ValueError as exc:
             problems.append(f"{key}: {exc}, got {value!r}")
+    if not problems and values["models"]:
+        wanted = {model.name: model for model in values["model_path"]}
+        known = ", ".join(wanted) or "nothing"
+        for name in set(values["models"]) - set(wanted):
+            problems.append(f"tf_models: tf_model_path has no {name!r}, it has {known}")
+        values["model_path"] = tuple(wanted[name] for name in values["models"] if name in wanted)
     _raise(problems)
     return Settings(**values)
 
@@ -208,35 +227,3 @@ def check(conf: Mapping[str, Any], environ: Mapping[str, str], namespace: str = 
 def _raise(problems: list[str]) -> None:
     if problems:
         raise SettingsError("\n".join(f"  {line}" for line in problems))
-
-
-def markdown_page() -> str:
-    """The page ``docs/settings.md``, written by ``make docs``."""
-    lines = ["| setting | default | meaning |", "|---|---|---|"]
-    for f in fields(Settings):
-        default = "—" if f.default == () else f"`{f.default!r}`"
-        lines.append(f"| `{PREFIX}{f.name}` | {default} | {f.metadata['help']} |")
-    return _PAGE.format(table="\n".join(lines))
-
-
-_PAGE = """\
-# Settings
-
-Settings of celery_tfpool are settings of your Celery app, lower case: `app.conf.tf_model_path = "digits.keras"`.
-Under a namespace they are spelt as the app's other settings are: `CELERY_TF_MODEL_PATH` in Django's `settings.py`
-with `namespace="CELERY"`. Times are seconds.
-
-{table}
-
-All of them are checked together before the worker forks anything. A wrong one stops the worker with exit code 1:
-
-    Error: bad settings:
-      tf_model_lod: unknown (did you mean tf_model_load?)
-      tf_safe_mode: must be True or False, got 1
-
-Two of Celery's own settings have a say in the same things:
-
-- `worker_proc_alive_timeout` (default 4 s) is replaced by `tf_startup_timeout` unless it is larger.
-- `worker_max_memory_per_child` is compared with the memory that a child alone has written (`Private_Dirty` and swap
-  in `/proc/PID/smaps_rollup`), not with its peak resident size: shared and mapped pages do not recycle a child.
-"""

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import APPS, POOL, Program, StartWorker, marked, quiet, wait_until
 
+from celery_tfpool import UnknownModelError
+
 
 def celery(*arguments: str, env: dict[str, str] | None = None, cwd: Path = APPS) -> subprocess.CompletedProcess[str]:
     environ = quiet(os.environ) | {"TFPOOL_TEST_CONF": "{}"} | (env or {})
@@ -154,6 +156,17 @@ def test_command_line_before_environment_before_configuration(start_worker: Star
     assert {"default": digits} == worker.stats()["tfpool"]["models"]
     worker = start_worker("-c", "1", conf=conf, env={"CELERY_TF_MODEL_PATH": digits})
     assert {"default": digits} == worker.stats()["tfpool"]["models"]
+
+
+def test_one_of_several_models(start_worker: StartWorker, digits: str) -> None:
+    """Others, whose files this machine need not have, are unknown to this worker, and a message says why."""
+    conf = {"tf_model_path": {"digits": "/nowhere.keras", "other": "/nowhere/else.keras"}}
+    options = [f"--tf-model-path=digits={digits},other=/nowhere.keras", "--tf-models=digits"]
+    worker = start_worker("-c", "1", *options, conf=conf)
+    assert [[16.0]] == worker.call("predict")
+    assert {"digits": digits} == worker.stats()["tfpool"]["models"]
+    with pytest.raises(UnknownModelError, match=r"'other'; tf_model_path, of which tf_models .*, has: digits"):
+        worker.call("predict_row", [1.0] * 16, "other")
 
 
 def test_django_namespace(start_worker: StartWorker, digits: str) -> None:

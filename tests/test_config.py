@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_tfpool import settings
+from celery_tfpool import settings, settings_page
 from celery_tfpool.errors import SettingsError
 from celery_tfpool.setting_checks import ModelPath
 from celery_tfpool.settings import Settings
@@ -33,6 +33,38 @@ def test_environment_goes_before_configuration() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "models"),
+    [
+        ("faces=a.keras", {"faces": "a.keras"}),
+        ("faces=a.keras,masks-2=/b/c=d.keras", {"faces": "a.keras", "masks-2": "/b/c=d.keras"}),
+        ("a,b.keras", {"default": "a,b.keras"}),
+        ("faces=a.keras,b.keras", {"default": "faces=a.keras,b.keras"}),
+        ("s3://bucket/run=1/a.keras", {"default": "s3://bucket/run=1/a.keras"}),
+        ("./run=1.keras", {"default": "./run=1.keras"}),
+        ("proj:make", {"default": "proj:make"}),
+    ],
+)
+def test_names_in_a_text(text: str, models: dict[str, str]) -> None:
+    """As the command line and the environment have them."""
+    found = settings.read({}, {"CELERY_TF_MODEL_PATH": text})
+    assert tuple(map(ModelPath, models, models.values())) == found.model_path
+
+
+@pytest.mark.parametrize("names", [["b", "a"], ("b", "a", "b"), "b, a"])
+def test_models_that_a_worker_needs(names: Any) -> None:
+    models = {"a": "x.keras", "b": {"path": "y.keras", "batch": True}, "c": "z.keras"}
+    conf = {"tf_model_path": models, "tf_models": names}
+    assert (ModelPath("b", "y.keras", batch=True), ModelPath("a", "x.keras")) == settings.read(conf, {}).model_path
+    assert (ModelPath("c", "z.keras"),) == settings.read(conf, {"CELERY_TF_MODELS": "c"}).model_path
+
+
+def test_models_that_nobody_has() -> None:
+    conf = {"tf_model_path": {"a": "x.keras", "b": "y.keras"}, "tf_models": ["a", "d"]}
+    with pytest.raises(SettingsError, match="tf_models: tf_model_path has no 'd', it has a, b"):
+        settings.check(conf, {})
+
+
+@pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
         ("tf_model_path", 3, "must be a path, 'module:function', or a dict of name -> one of these"),
@@ -46,6 +78,9 @@ def test_environment_goes_before_configuration() -> None:
         ("tf_intra_op_parallelism", -1, "must be a whole number >= 0 (0 = auto)"),
         ("tf_inter_op_parallelism", 1.5, "must be a whole number >= 0 (0 = auto)"),
         ("tf_safe_mode", "no", "must be True or False"),
+        ("tf_models", 3, "must be names of models"),
+        ("tf_models", ["a", ""], "must be names of models"),
+        ("tf_preimport", "yes", 'must be True, False or "auto"'),
     ],
 )
 def test_wrong_value(key: str, value: Any, allowed: str) -> None:
@@ -85,4 +120,4 @@ def test_namespace() -> None:
 def test_documentation_is_fresh() -> None:
     """docs/settings.md is what the settings print: `make docs` writes it."""
     page = (Path(__file__).parent.parent / "docs" / "settings.md").read_text(encoding="utf-8")
-    assert settings.markdown_page() == page
+    assert settings_page.markdown() == page
