@@ -180,7 +180,7 @@ def test_no_tensorflow(start_worker: StartWorker, digits: str, tmp_path: Path) -
 
 SEEN_IN_THE_CHILD = {
     "raises": ("proj:broken_model", "RuntimeError: the weights are on the moon"),
-    "no model": ("proj:no_model", "it returned str, not a keras.Model"),
+    "no model": ("proj:no_model", "it returned str, which is no keras.Model, has no predict() and cannot be called"),
 }
 
 
@@ -209,6 +209,21 @@ def test_eager_load_that_fails(start_worker: StartWorker, engine: str, path: str
     assert "worker stops: 3 children in a row ended before they were ready" in worker.log
     assert "PENDING" == waiting.state
     assert worker.log.count("loading model") <= 5
+
+
+@pytest.mark.parametrize("predictors", [0, 1])
+def test_any_object(start_worker: StartWorker, predictors: int) -> None:
+    """With a predict() of its own, which gets what was given and nothing else; made once per child, and said so."""
+    conf = {"tf_model_path": {"detector": "proj:Detector", "upper": "proj:upper"}, "tf_predictors": predictors}
+    worker = start_worker("-c", "1", conf=conf)
+    assert ["cat 0.5", "cat 0.9"] == worker.call("detect", "a picture")
+    assert "AAA" == worker.call("upper", "aaa")
+    assert 1 + predictors == worker.log.count("a detector was made")
+    status = worker.stats()["tfpool"]["children"][0]["models"]
+    assert {"detector", "upper"} == set(status)
+    assert "model 'detector' from 'proj:Detector' is not shared" in worker.log
+    with pytest.raises(Exception, match=r"threshold must be below 1"):
+        worker.call("detect", "a picture", 1.5)
 
 
 def test_lazy_load_that_takes_too_long(start_worker: StartWorker, engine: str) -> None:

@@ -55,6 +55,7 @@ class Handle:
         verbose: Any = "auto",
         steps: int | None = None,
         callbacks: Any = None,
+        **others: Any,
     ) -> Any:
         """Predictions for ``x``, with the numbers of ``keras.Model.predict``.
 
@@ -70,6 +71,8 @@ class Handle:
             verbose: accepted for Keras's sake; no progress bar is drawn.
             steps, callbacks: as in Keras; with either, and for a dataset,
                 generator or the like as ``x``, Keras itself predicts.
+            others: whatever a ``predict`` of the user's own takes, of a class
+                of Keras model or of any object that "module:function" returned.
 
         Returns:
             NumPy arrays in the structure of the model's outputs; for a
@@ -83,13 +86,11 @@ class Handle:
                 a predictor gave no answer; the base of all is `TFPoolError`.
         """
         runner = self._lazy.who_predicts()
-        if steps is None and callbacks is None and runner.takes(x):
+        if steps is None and callbacks is None and not others and runner.takes(x):
             with tf_state.eagerly():
                 return runner.predict(x, batch_size)
-        verbose = 0 if verbose == "auto" else verbose
-        return self._lazy.original().delegate(
-            x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks
-        )
+        options = {"batch_size": batch_size, "verbose": verbose, "steps": steps, "callbacks": callbacks, **others}
+        return self._lazy.original().delegate(x, **options)
 
     def predict_on_batch(self, x: Any) -> Any:
         """As ``keras.Model.predict_on_batch``: `predict` with all rows in one call.

@@ -38,6 +38,7 @@ class KerasRunner(Runner):
 
     def delegate(self, x: Any, **options: Any) -> Any:
         """Let Keras itself predict."""
+        options["verbose"] = 0 if options.get("verbose") == "auto" else options.get("verbose", 0)
         with self.refusal():
             x = arrays(x) if is_plain(x) else x
         return self.keras_model.predict(x, **options)

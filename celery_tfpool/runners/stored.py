@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+from collections.abc import Callable
 from typing import Any
 
 from . import location, subclassed, tf_state
+from .any_object import ObjectRunner, can_predict
 from .keras_model import KerasRunner
 from .location import Kind
 from .protocol import Runner
@@ -38,8 +40,15 @@ def load_stored(name: str, path: str, *, safe_mode: bool, compiled: bool = False
         return SignatureRunner(name, os.path.expanduser(path))
     _check_backend()
     model = _made_by(path) if kind is Kind.FUNCTION else _stored_at(path, kind, safe_mode, compiled)
-    runner = FreeRunner if subclassed.needed_by(model) else KerasRunner
-    return runner(name, model)
+    return _runner_of(model)(name, model)
+
+
+def _runner_of(model: Any) -> Callable[[str, Any], Runner]:
+    import keras
+
+    if not isinstance(model, keras.Model):
+        return ObjectRunner
+    return FreeRunner if subclassed.needed_by(model) else KerasRunner
 
 
 def _check_backend() -> None:
@@ -63,13 +72,13 @@ def _stored_at(path: str, kind: Kind, safe_mode: bool, compiled: bool) -> Any:
 
 
 def _made_by(function: str) -> Any:
-    import keras
-
     module_name, _, attributes = function.partition(":")
     make: Any = importlib.import_module(module_name)
     for part in attributes.split("."):
         make = getattr(make, part)
     model = make()
-    if not isinstance(model, keras.Model):
-        raise location.BadSource(f"it returned {type(model).__name__}, not a keras.Model")
+    if not can_predict(model):
+        raise location.BadSource(
+            f"it returned {type(model).__name__}, which is no keras.Model, has no predict() and cannot be called"
+        )
     return model

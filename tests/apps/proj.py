@@ -67,6 +67,23 @@ def no_model():
     return "not a model"
 
 
+class Detector:
+    """What people wrap a model in."""
+
+    def __init__(self):
+        print("a detector was made", flush=True)
+        self.labels = ["dog", "cat"]
+
+    def predict(self, image, threshold=0.5):
+        if threshold >= 1:
+            raise ValueError("threshold must be below 1")
+        return f"{self.labels[1]} {threshold}"
+
+
+def upper():
+    return str.upper
+
+
 def hanging_model():
     """Stuck in native code that holds the GIL, where no Python signal handler runs: a mutex locked twice."""
     import ctypes
@@ -338,3 +355,15 @@ def return_arrays():
 @app.task
 def echo(value):
     return {"value": value, "kinds": [type(part).__name__ for part in value.values()]}
+
+
+@app.task
+def detect(image, threshold=0.9):
+    detector = get_model("detector")
+    assert ["dog", "cat"] == detector.labels
+    return [detector.predict(image), detector.predict(image, threshold=threshold)]
+
+
+@app.task(name="proj.upper")
+def upper_task(text):
+    return get_model("upper")(text)
