@@ -51,6 +51,13 @@ CONTESTANTS = {
     ),
     "server": Contestant("prefork, mosec beside it", "server_client", server="model_server"),
     "tfpool": Contestant("TFPrefork", "tfpool", pool="celery_tfpool:TFPrefork"),
+    # Nothing of it is the pool's; as fast as TFPrefork once it has loaded.
+    "deferred": Contestant(
+        "TFPrefork, load_model() at the top of the module",
+        "deferred",
+        pool="celery_tfpool:TFPrefork",
+        suites=("coldstart", "memory"),
+    ),
     "predictors": Contestant(
         "TFPrefork, tf_predictors = 1",
         "tfpool",
