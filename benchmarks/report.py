@@ -115,7 +115,7 @@ def _ratio(value: float, rows: list[Row], *path: str, **wanted: Any) -> str:
 
 
 def _color(key: str) -> str:
-    if key in ("tfpool", "predictors", "waiting", "unshared", "first"):
+    if key in ("tfpool", "deferred", "predictors", "waiting", "unshared", "first"):
         return OURS
     return LIMITS if key in ("noop", "plain") else OTHERS
 

@@ -23,6 +23,9 @@ class ModelPath(NamedTuple):
 
     name: str
     path: str
+    #: Of a SavedModel; and, by name, what a Keras file needs: the thing itself or "module:name".
+    signature: str | None = None
+    custom_objects: tuple[tuple[str, Any], ...] = ()
     #: Instead of ``tf_max_batch_size``, and at most so many of ``tf_predictors``; None where nothing is said.
     max_batch_size: int | None = None
     predictors: int | None = None
@@ -102,8 +105,31 @@ def boolean_or_auto(value: Any) -> bool | str:
     return value  # type: ignore[no-any-return]
 
 
+def text(value: Any) -> str:
+    """A text that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be a text")
+    return value
+
+
+def objects(value: Any) -> tuple[tuple[str, Any], ...]:
+    """A dict of names and objects, or where these are."""
+    pairs = tuple(value.items()) if isinstance(value, Mapping) else None
+    if pairs is None or not all(
+        isinstance(name, str) and (":" in where if isinstance(where, str) else callable(where)) for name, where in pairs
+    ):
+        raise ValueError("must be a dict of name -> class or function, or 'module:name'")
+    return pairs
+
+
 #: What a dict of per-model settings may hold beside its path.
-_OF_ONE_MODEL: dict[str, Check] = {"max_batch_size": at_least(1), "predictors": at_least(0), "batch": boolean_or_auto}
+_OF_ONE_MODEL: dict[str, Check] = {
+    "signature": text,
+    "custom_objects": objects,
+    "max_batch_size": at_least(1),
+    "predictors": at_least(0),
+    "batch": boolean_or_auto,
+}
 
 
 #: A name and its path in a text, ``faces=models/faces.keras``; in an address a "/" or ":" comes before any "=".

@@ -50,7 +50,8 @@ class Settings:
         model_paths,
         'The model: a `.keras` or `.h5` file, a SavedModel folder, or `"module:function"` returning a Keras '
         "model, or any object with a `predict()` of its own; or a dict of name → one of these, or → a dict with a "
-        "`path`, and `max_batch_size`, `predictors` or `batch` of its own: whether rows of different tasks share a "
+        "`path` and more of its own: `signature` of a SavedModel that has several; `custom_objects` that a file needs, "
+        '`{"Times": "layers:Times"}`; `max_batch_size`; `predictors`; `batch`, whether rows of different tasks share a '
         'call in a predictor: `"auto"` where that is known to be harmless, `True` always, `False` never. '
         f"`--tf-model-path` on the worker's command line goes before `{MODEL_PATH_VARIABLE}` in the environment, and "
         "that before the app's configuration; both are a path, or `faces=faces.keras,masks=masks.keras`.",

@@ -58,6 +58,30 @@ def test_models_that_a_worker_needs(names: Any) -> None:
     assert (ModelPath("c", "z.keras"),) == settings.read(conf, {"CELERY_TF_MODELS": "c"}).model_path
 
 
+def test_how_one_model_is_loaded() -> None:
+    model = {"path": "x.h5", "signature": "embed", "custom_objects": {"Times": "layers:Times", "Custom": ModelPath}}
+    (found,) = settings.read({"tf_model_path": {"a": model}}, {}).model_path
+    assert ("embed", (("Times", "layers:Times"), ("Custom", ModelPath))) == (found.signature, found.custom_objects)
+    assert hash(found)
+
+
+@pytest.mark.parametrize(
+    ("said", "allowed"),
+    [
+        ({"signature": 1}, "of model 'a': signature must be a text"),
+        ({"custom_objects": ["Times"]}, "of model 'a': custom_objects must be a dict of name -> class or function"),
+        (
+            {"custom_objects": {"Times": "Times"}},
+            "class or function, or 'module:name'",
+        ),
+    ],
+)
+def test_how_no_model_is_loaded(said: dict[str, Any], allowed: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.check({"tf_model_path": {"a": {"path": "x.h5", **said}}}, {})
+    assert allowed in str(caught.value)
+
+
 def test_models_that_nobody_has() -> None:
     conf = {"tf_model_path": {"a": "x.keras", "b": "y.keras"}, "tf_models": ["a", "d"]}
     with pytest.raises(SettingsError, match="tf_models: tf_model_path has no 'd', it has a, b"):

@@ -19,7 +19,7 @@ from keras import layers, ops
 from test_parity import CASES, assert_same, for_keras, keras_itself
 from zoo import ZOO, chain, normal
 
-from celery_tfpool import SettingsError, errors, processes
+from celery_tfpool import ModelLoadError, SettingsError, errors, processes
 from celery_tfpool.models.handle import Handle
 from celery_tfpool.models.lazy_model import LazyModel
 from celery_tfpool.packs import attach, build, manifest, write
@@ -29,6 +29,7 @@ from celery_tfpool.packs.compared import write_compared
 from celery_tfpool.pool import startup
 from celery_tfpool.runners.keras_model import KerasRunner, declared
 from celery_tfpool.runners.location import BadSource
+from celery_tfpool.runners.options import LoadOptions
 from celery_tfpool.runners.protocol import CannotPack
 from celery_tfpool.setting_checks import ModelPath
 from celery_tfpool.settings import Settings
@@ -256,6 +257,41 @@ def run_python(program: str) -> str:
 
 
 # -- what a child has --------------------------------------------------------------
+
+
+class Several(tf.Module):
+    """Two signatures, none of which is the usual one."""
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 2), "float32", "x")])
+    def double(self, x: Any) -> Any:
+        return 2 * x
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 2), "float32", "x")])
+    def embed(self, x: Any) -> Any:
+        return x[:, :1]
+
+
+def test_signature(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Named, it is taken, and makes a pack of its own; not named, the one that is taken is said."""
+    module, path, cache = Several(), str(tmp_path / "saved"), PackCache(tmp_path / "cache", 2**30)
+    tf.saved_model.save(module, path, {"double": module.double, "embed": module.embed})
+    x = np.array([[1, 2], [3, 4]], "float32")
+    folders = set()
+    for name, answer in (("double", 2 * x), ("embed", x[:, :1])):
+        options = LoadOptions(signature=name)
+        folder = build.find_or_make("model", path, cache, safe_mode=True, options=options).folder
+        folders.add(folder)
+        for lazy in (
+            LazyModel("model", path, safe_mode=True, options=options),
+            LazyModel("model", path, safe_mode=True, pack=folder),
+        ):
+            assert np.array_equal(answer, lazy.load().predict(x, None))
+    assert 2 == len(folders)
+    with caplog.at_level("INFO"):
+        LazyModel("model", path, safe_mode=True).load()
+    assert "predicts by signature 'double' of 'double', 'embed'" in caplog.text
+    with pytest.raises(ModelLoadError, match=r"has no signature 'rank'; it has 'double', 'embed'"):
+        LazyModel("model", path, safe_mode=True, options=LoadOptions(signature="rank")).load()
 
 
 def test_errors_are_the_models_own(of_model: Callable[[Any], tuple[Any, LazyModel]]) -> None:

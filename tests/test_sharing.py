@@ -377,6 +377,33 @@ def test_own_layer_is_shared(start_worker: StartWorker, custom: Path) -> None:
     assert first != folder_of_pack(start_custom(start_worker, custom, "custom"), 3.0)
 
 
+NOTEBOOK = """
+import sys
+import keras
+
+class Times(keras.layers.Layer):
+    def call(self, x):
+        return x * 2.0
+
+if __name__ == "__main__":
+    keras.Sequential([keras.Input((16,)), Times()]).save(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("predictors", [0, 1])
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_custom_objects(start_worker: StartWorker, tmp_path: Path, suffix: str, predictors: int) -> None:
+    """Of a model that was saved in a notebook: named in the settings they are found, and it is shared."""
+    (tmp_path / "layers.py").write_text(NOTEBOOK)
+    path = str(tmp_path / f"notebook.{suffix}")
+    subprocess.run([sys.executable, "-c", NOTEBOOK, path], env=quiet(os.environ), check=True, capture_output=True)
+    model: dict[str, Any] = {"path": path, "custom_objects": {"Times": "layers:Times"}}
+    conf = {"tf_model_path": {"default": model}, "tf_cache_dir": str(tmp_path / "cache"), "tf_predictors": predictors}
+    worker = start_worker("-c", "1", conf=conf, env=python_path(tmp_path))
+    assert [[2.0] * 16] == worker.call("predict_row", ONES)[1]
+    assert tfpool(worker)["packs"]["default"]["packed"]
+
+
 @pytest.mark.skipif(VERSION < (5, 7), reason="spawn needs Celery 5.7")
 def test_own_layer_is_shared_by_spawned_children(start_worker: StartWorker, custom: Path) -> None:
     """Under the fork guard's fallback, too; forked and spawned children share one pack."""

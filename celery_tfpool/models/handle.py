@@ -22,6 +22,7 @@ from ..errors import UnknownModelError
 from ..packs.fingerprint import Content
 from ..runners import tf_state
 from ..runners.convert import holds_arrays, rows_of, to_tensors
+from ..runners.options import LoadOptions
 from ..runners.protocol import Predicts
 from .lazy_model import AroundLoad, LazyModel, load_plainly
 
@@ -179,13 +180,14 @@ class Models:
                 name,
                 path,
                 safe_mode=safe_mode,
+                options=LoadOptions(*options),
                 pack=None if packs.get(name) == os.path.expanduser(path) else packs.get(name),
                 content=contents.get(name),
                 remote=remote.get(name),
                 around_load=around_load,
                 interrupts=interrupts,
             )
-            for name, path, *_ in model_path
+            for name, path, *options in (model[:4] for model in model_path)
         }
         # Who asks for none by name means one of the settings, if there are any.
         named = [model[0] for model in model_path if not getattr(model, "is_deferred", False)]

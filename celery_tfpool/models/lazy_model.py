@@ -24,6 +24,7 @@ from ..packs.fingerprint import Content
 from ..runners import location, tf_state
 from ..runners.convert import short
 from ..runners.location import BadSource
+from ..runners.options import NOTHING, LoadOptions
 from ..runners.protocol import Predicts, Runner
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class LazyModel:
     path: str
     _: KW_ONLY
     safe_mode: bool
+    options: LoadOptions = NOTHING
     #: The folder of its pack, if it has one.
     pack: str | None = None
     #: What its files must hold; None: whatever they do.
@@ -61,8 +63,7 @@ class LazyModel:
     _runner: Runner | None = field(default=None, init=False)
     #: Whether somebody has asked for the Keras model itself, which stays the same one from then on.
     _is_whole: bool = field(default=False, init=False)
-    # Re-entrant, so that a "module:function" that uses its own handle
-    # ends in RecursionError and not in a deadlock.
+    # Re-entrant: a "module:function" that uses its own handle ends in RecursionError and not in a deadlock.
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
 
     @property
@@ -168,7 +169,7 @@ class LazyModel:
     def _load_unchanged(self, *, compiled: bool = False) -> Runner:
         """`load`, of the files that were there when the worker started."""
         self._refuse_change()
-        runner = load(self.name, self.path, safe_mode=self.safe_mode, compiled=compiled)
+        runner = load(self.name, self.path, safe_mode=self.safe_mode, options=self.options, compiled=compiled)
         self._refuse_change()
         return runner
 
@@ -208,7 +209,6 @@ class LazyModel:
 
         if (model := self.original().keras_model) is None:
             return
-        where = "it asks no predictor for it" if self.remote is not None else "it shares no weights of it"
         logger.warning(
             "model %r: %r needs the Keras model itself, so process %d has loaded it, in %.1f s and %.0f MB of its own; "
             "from now on %s. predict(), predict_on_batch() and model(x) of arrays need no Keras model",
@@ -217,7 +217,7 @@ class LazyModel:
             os.getpid(),
             self.load_time or 0.0,
             sum(math.prod(variable.shape) * tf.as_dtype(variable.dtype).size for variable in model.variables) / 2**20,
-            where,
+            "it asks no predictor for it" if self.remote is not None else "it shares no weights of it",
         )
 
     def _load_whole(self) -> None:

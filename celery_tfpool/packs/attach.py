@@ -13,6 +13,7 @@ import numpy as np
 from .. import _tensorflow
 from ..runners import location
 from ..runners.location import Kind
+from ..runners.options import NOTHING, LoadOptions
 from ..runners.protocol import Compiled, Runner
 from ..runners.stored import load_stored
 from .manifest import GRAPH, DamagedPack, Manifest, Weight, check_versions, read_manifest
@@ -35,14 +36,14 @@ class PackRunner(Runner):
         return [weight for weight in self.manifest.weights if weight.variable]
 
 
-def load(name: str, path: str, *, safe_mode: bool, compiled: bool = False) -> Runner:
+def load(name: str, path: str, *, safe_mode: bool, options: LoadOptions = NOTHING, compiled: bool = False) -> Runner:
     """Whatever stands at ``path``: as `load_stored`, and packs as well.
 
     Raises:
         BadSource: there is no such model, or it is a pack that other versions made.
     """
     if location.check(path, safe_mode=safe_mode) is not Kind.PACK:
-        return load_stored(name, path, safe_mode=safe_mode, compiled=compiled)
+        return load_stored(name, path, safe_mode=safe_mode, options=options, compiled=compiled)
     folder = os.path.expanduser(path)
     check_versions(read_manifest(folder))
     return PackRunner(name, folder)

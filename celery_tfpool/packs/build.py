@@ -25,6 +25,7 @@ from .. import processes
 from ..runners import location, tf_state
 from ..runners.convert import short
 from ..runners.location import Kind
+from ..runners.options import NOTHING, LoadOptions
 from ..runners.protocol import CannotPack
 from ..runners.stored import load_stored
 from . import fingerprint, manifest
@@ -68,6 +69,7 @@ def pack_in_process(
     cache: PackCache,
     *,
     safe_mode: bool,
+    options: LoadOptions = NOTHING,
     start_method: str,
     timeout: float,
     tick: Callable[[], None],
@@ -91,7 +93,7 @@ def pack_in_process(
     started = time.monotonic()
     context: Any = multiprocessing.get_context(start_method)
     receiver, sender = context.Pipe(duplex=False)
-    make = functools.partial(find_or_make, name, path, cache, safe_mode=safe_mode, code=code)
+    make = functools.partial(find_or_make, name, path, cache, safe_mode=safe_mode, options=options, code=code)
     parent = None if start_method == "forkserver" else os.getpid()  # it ends with the forkserver, which ends with us
     process = context.Process(target=_main, args=(sender, parent, make, timeout, import_app), daemon=True)
     try:
@@ -172,7 +174,13 @@ class _Touched(Exception):
 
 
 def find_or_make(
-    name: str, path: str, cache: PackCache, *, safe_mode: bool, code: tuple[list[str], list[str]] | None = None
+    name: str,
+    path: str,
+    cache: PackCache,
+    *,
+    safe_mode: bool,
+    options: LoadOptions = NOTHING,
+    code: tuple[list[str], list[str]] | None = None,
 ) -> Found:
     """The model's pack, from the cache or made anew; initialises TensorFlow when it makes one.
 
@@ -195,7 +203,9 @@ def find_or_make(
         raise CannotPack("only a file or folder on this machine can be seen to have changed")
     facts = [f"format {manifest.FORMAT}", kind.value, *fingerprint.environment_facts(tf_state.versions(), os.environ)]
     files: list[str] = []
-    if location.has_custom_code(path, kind):
+    if options != NOTHING:
+        facts += options.facts()
+    if options.custom_objects or location.has_custom_code(path, kind):
         more, files = code or fingerprint.code_of_this_process()
         facts += more
     for _ in range(_TRIES):
@@ -203,7 +213,7 @@ def find_or_make(
         remarks: list[str] = []
 
         def make(folder: str, content: Content = content, remarks: list[str] = remarks) -> None:
-            remarks.append(write_compared(load_stored(name, path, safe_mode=safe_mode), folder))
+            remarks.append(write_compared(load_stored(name, path, safe_mode=safe_mode, options=options), folder))
             if fingerprint.was_touched(path, content):  # what was loaded may be other bytes
                 raise _Touched
 

@@ -25,6 +25,7 @@ from ..packs.fingerprint import Content
 from ..processes import say_what_is_gone
 from ..runners import location, tf_state
 from ..runners.location import Kind
+from ..runners.options import LoadOptions
 from ..settings import Settings, check
 from .deferral import with_deferred
 from .inspect import banner, facts
@@ -113,12 +114,14 @@ def pack_models(pool: TFPrefork, app: Any) -> list[Packing]:
         start_method = "forkserver"
         multiprocessing.set_forkserver_preload(list(pool.preload))
     done = []
-    for name, path, *_ in settings.model_path:
+    for model in settings.model_path:
+        name, path = model.name, model.path
         packing = build.pack_in_process(
             name,
             path,
             cache,
             safe_mode=settings.safe_mode,
+            options=LoadOptions(model.signature, model.custom_objects),
             start_method=start_method,
             timeout=pool.plan.startup_timeout,
             tick=worker_state.maybe_shutdown,

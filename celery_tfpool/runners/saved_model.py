@@ -6,6 +6,7 @@ else of the model is known: no Keras, no ``fit``, no layers.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from typing import Any
@@ -16,15 +17,17 @@ from .inputs import Named
 from .protocol import Compiled, Runner, graph_def_of
 from .spec import port_of
 
+logger: logging.Logger = logging.getLogger(__name__)
+
 
 class SignatureRunner(Runner):
     """Calls of a SavedModel's serving signature."""
 
     _inputs: Named
 
-    def __init__(self, name: str, path: str) -> None:
+    def __init__(self, name: str, path: str, signature: str | None = None) -> None:
         self._loaded = _load(path)  # owns the variables: must live as long as the signature
-        self._signature = _signature(self._loaded)
+        self._signature = _signature(self._loaded, name, signature)
         _, inputs = self._signature.structured_input_signature
         outputs = self._signature.structured_outputs
         named = Named([port_of(spec, key) for key, spec in inputs.items()], _orders(self._loaded))
@@ -83,11 +86,22 @@ def _load(path: str) -> Any:
         return tf.saved_model.load(folder)
 
 
-def _signature(loaded: Any) -> Any:
+#: The signature that TensorFlow Serving takes where none is named.
+_USUAL = "serving_default"
+
+
+def _signature(loaded: Any, name: str, wanted: str | None) -> Any:
     signatures = loaded.signatures
-    key = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
+    known = ", ".join(map(repr, sorted(signatures)))
+    key = wanted or (_USUAL if _USUAL in signatures else next(iter(signatures), None))
     if key is None:
         raise location.BadSource("the SavedModel has no serving signature; save it with model.export(path)")
+    if key not in signatures:
+        raise location.BadSource(f"the SavedModel has no signature {key!r}; it has {known or 'none'}")
+    if wanted is None and len(signatures) > 1:
+        logger.info(
+            "model %r: predicts by signature %r of %s; `signature` of the model names another", name, key, known
+        )
     signature = signatures[key]
     for name, spec in signature.structured_input_signature[1].items():
         if not spec.shape.rank:

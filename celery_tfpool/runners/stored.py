@@ -16,12 +16,15 @@ from . import location, subclassed, tf_state
 from .any_object import ObjectRunner, can_predict
 from .keras_model import KerasRunner
 from .location import Kind
+from .options import NOTHING, LoadOptions
 from .protocol import Runner
 from .saved_model import SignatureRunner
 from .subclassed import FreeRunner
 
 
-def load_stored(name: str, path: str, *, safe_mode: bool, compiled: bool = False) -> Runner:
+def load_stored(
+    name: str, path: str, *, safe_mode: bool, options: LoadOptions = NOTHING, compiled: bool = False
+) -> Runner:
     """The model at ``path``, ready to predict.
 
     Args:
@@ -37,9 +40,9 @@ def load_stored(name: str, path: str, *, safe_mode: bool, compiled: bool = False
     if kind is Kind.PACK:
         raise location.BadSource("it is a pack, which has no other form")
     if kind is Kind.SAVED_MODEL:
-        return SignatureRunner(name, os.path.expanduser(path))
+        return SignatureRunner(name, os.path.expanduser(path), options.signature)
     _check_backend()
-    model = _made_by(path) if kind is Kind.FUNCTION else _stored_at(path, kind, safe_mode, compiled)
+    model = _made_by(path) if kind is Kind.FUNCTION else _stored_at(path, kind, safe_mode, compiled, options)
     return _runner_of(model)(name, model)
 
 
@@ -61,14 +64,14 @@ def _check_backend() -> None:
         )
 
 
-def _stored_at(path: str, kind: Kind, safe_mode: bool, compiled: bool) -> Any:
+def _stored_at(path: str, kind: Kind, safe_mode: bool, compiled: bool, options: LoadOptions) -> Any:
     import keras
 
     local = path if kind is Kind.REMOTE else os.path.expanduser(path)
     # Training configuration is not needed to predict, and its custom
     # losses and metrics would have to be importable.
     load_model = inspect.unwrap(keras.models.load_model)  # even where loading is deferred
-    return load_model(local, compile=compiled, safe_mode=safe_mode)
+    return load_model(local, custom_objects=options.objects(), compile=compiled, safe_mode=safe_mode)
 
 
 def _made_by(function: str) -> Any:
