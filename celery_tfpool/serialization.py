@@ -3,8 +3,8 @@
     app.conf.update(task_serializer="tensor", result_serializer="tensor", accept_content=["tensor", "json"])
 
 It is msgpack with three types of extensions: arrays, scalars of NumPy, and what kombu's JSON knows (dates, decimals,
-UUIDs).  Any dtype and rank, nested in dicts and lists; tuples become lists, as in JSON.  kombu knows it wherever this
-package is installed; a client needs neither TensorFlow nor the pool.
+UUIDs).  Any dtype and rank, nested in dicts and lists; tuples become lists, as in JSON, but for keys of dicts.  kombu
+knows it wherever this package is installed; a client needs neither TensorFlow nor the pool.
 
 kombu loads this module with its other serializers, in every process, so it imports what it needs when that is used.
 """
@@ -41,7 +41,7 @@ def loads(data: Any) -> Any:
         ValueError: these bytes are none of `dumps`.
     """
     from_bytes = memoryview(data).tobytes() if not isinstance(data, bytes) else data
-    return _msgpack().unpackb(from_bytes, ext_hook=_decoded, strict_map_key=False)
+    return _msgpack().unpackb(from_bytes, ext_hook=_decoded, object_pairs_hook=_dict_of, strict_map_key=False)
 
 
 #: What kombu is told, by the entry point ``tensor`` of the group ``kombu.serializers``.
@@ -58,12 +58,23 @@ def _msgpack() -> Any:
     return msgpack
 
 
+def _dict_of(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    return {_key(key): value for key, value in pairs}
+
+
+def _key(key: Any) -> Any:
+    """``key`` as it was: a tuple comes as a list, which is no key."""
+    return tuple(map(_key, key)) if isinstance(key, list) else key
+
+
 def _encoded(value: Any) -> Any:
     if "numpy" in sys.modules and hasattr(value, "__array__"):
         import numpy as np
 
         from .runners.convert import is_dense
 
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError("a masked array, whose mask would be lost; send its data and its mask")
         if is_dense(value):
             kind = _SCALAR if isinstance(value, np.generic) else _ARRAY
             return _msgpack().ExtType(kind, _array_to_bytes(np.asarray(value)))
@@ -78,8 +89,9 @@ def _array_to_bytes(array: Any) -> bytes:
     kind = array.dtype.kind
     if kind in "OT":
         items: Any = array.reshape(-1).tolist()
-        if odd := next((item for item in items if not isinstance(item, (str, bytes))), None):
-            raise TypeError(f"an array of objects with a {type(odd).__name__} in it; only str and bytes are sent")
+        for item in items:
+            if not isinstance(item, (str, bytes)):
+                raise TypeError(f"an array of objects with a {type(item).__name__} in it; only str and bytes are sent")
         name = "object"
     elif kind in "biufcmMSU":
         little = array.dtype.newbyteorder("<")

@@ -23,6 +23,7 @@ import company
 import numpy as np
 import psutil
 import pytest
+import stand_ins
 from conftest import wait_until
 
 from celery_tfpool import (
@@ -32,7 +33,7 @@ from celery_tfpool import (
     PredictorOverloaded,
     PredictorUnavailable,
 )
-from celery_tfpool.predictors import busyness
+from celery_tfpool.predictors import busyness, server
 from celery_tfpool.predictors.client import Client, Limits, Predictors
 from celery_tfpool.predictors.codec import encode
 from celery_tfpool.predictors.connection import Connection, ask_statistics, socket_path
@@ -98,7 +99,9 @@ class Company:
 
 
 @contextlib.contextmanager
-def predictors(*models: ModelPath, count: int = 1, threads: int = 1, **options: Any) -> Iterator[Company]:
+def predictors(
+    *models: ModelPath, count: int = 1, threads: int = 1, program: Any = server.main, **options: Any
+) -> Iterator[Company]:
     settings = Settings(**{"response_timeout": 60.0, **options})
 
     def job(index: int, models: tuple[ModelPath, ...], place: str) -> Job:
@@ -109,6 +112,7 @@ def predictors(*models: ModelPath, count: int = 1, threads: int = 1, **options: 
         job=job,
         give_up=lambda reason: None,
         startup_timeout=120.0,
+        program=program,
     )
     supervisor.start(lambda: None)
     try:
@@ -258,6 +262,15 @@ def test_crash_matrix(deadly: Company, place: int, way: int) -> None:
     assert cause in str(first)
     assert "its inputs are probably the cause" in str(first)
     wait_until(lambda: deadly.restarts == before + 2, "two restarts")
+
+
+def test_death_while_an_answer_is_joined() -> None:
+    """Which takes more memory than to compute its parts: who asked for that much is told so; nobody else suffers."""
+    with predictors(of("double", max_batch_size=2), program=stand_ins.dies_joining) as company:
+        with pytest.raises(PredictorUnavailable, match="its inputs are probably the cause"):
+            company.ask("double", np.ones((6, 1), "float32"), 2)
+        wait_until(lambda: company.restarts == 2, "two restarts")
+        assert [[2.0]] == company.ask("double", row(1.0)).tolist()
 
 
 def test_those_who_wait_are_innocent(deadly: Company) -> None:

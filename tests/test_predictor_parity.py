@@ -69,7 +69,7 @@ def predictors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, t
         [tuple(paths)],
         job=job,
         give_up=pytest.fail,
-        startup_timeout=200,
+        startup_timeout=600,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZOO_FILES", str(folder))

@@ -301,10 +301,10 @@ def test_cannot_start(start_worker: StartWorker, engine: str) -> None:
 
 
 def test_too_slow_to_start(start_worker: StartWorker) -> None:
-    conf = {"tf_model_path": "proj:hanging_model", "tf_predictors": 1, "tf_startup_timeout": 5}
+    conf = {"tf_model_path": "proj:hanging_model", "tf_predictors": 1, "tf_startup_timeout": 12}
     worker = start_worker("-c", "1", conf=conf, wait=False)
     assert 1 == worker.wait()
-    assert re.search(r"not ready after \d+ s; tf_startup_timeout is 5 s", worker.log)
+    assert re.search(r"not ready after \d+ s; tf_startup_timeout is 12 s", worker.log)
     assert "in hanging_model" in worker.log
 
 

@@ -90,6 +90,17 @@ def hidden(x: Any) -> Any:
     return ops.concatenate([1e6 * x[:, :1], x[:, 1:] - ops.mean(x[:, 1:], axis=0, keepdims=True)], axis=1)
 
 
+def outliers(x: Any) -> Any:
+    """Which are two standard deviations away, by batch normalisation left in training; of a few rows none is."""
+    columns = tf.compat.v1.nn.fused_batch_norm(x[:, None, None], [1.0] * 3, [0.0] * 3, is_training=True)[0]
+    return tf.cast(tf.ensure_shape(columns, [None, 1, 1, 3])[:, 0, 0] > 2.0, "int32")
+
+
+@tf.function
+def largest_of_all(x: Any) -> Any:
+    return tf.reduce_max(x, axis=-2, keepdims=True)
+
+
 def masked() -> Any:
     """Loops over time, reduces and sorts along all axes but that of rows."""
     words = layers.Input((None,), dtype="int32")
@@ -149,6 +160,23 @@ MODELS = {
     ),
     "the largest of a column of whole numbers": (
         lambda: functional(lambda x: x * ops.cast(ops.max(x[:, 0], axis=-1) < 1000, "int32"), dtype="int32"),
+        Reason.MIXING,
+    ),
+    "the fourth row before": (
+        lambda: chain((3,), Function(lambda x: x - tf.pad(x, [[4, 0], [0, 0]])[: tf.shape(x)[0]])),
+        Reason.DEPENDENT,
+    ),
+    "nothing, if there are few rows": (
+        lambda: chain((3,), Function(lambda x: x * tf.cast(tf.shape(x)[0] > 3, x.dtype))),
+        Reason.DEPENDENT,
+    ),
+    "nothing, if the row before is the same": (
+        lambda: chain((3,), Function(lambda x: tf.where(x == tf.pad(x, [[1, 0], [0, 0]])[:-1], x * 0, x))),
+        Reason.DEPENDENT,
+    ),
+    "outliers": (lambda: chain((3,), Function(outliers)), Reason.MIXING),
+    "the largest in a function of its own": (
+        lambda: chain((3,), Function(lambda x: tf.where(largest_of_all(x) > 1e6, x * 0, x))),
         Reason.MIXING,
     ),
     "a mask, attention": (masked, None),

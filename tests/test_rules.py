@@ -265,9 +265,9 @@ def end_as_billiard_does(pipe: CrashSafeQueue) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python's, of threads
 def test_lock_of_a_child_ended_at_its_last_word() -> None:
-    """Worker main sends SIGTERM once it has read that; of 500 children with a thread some 10 kept a semaphore."""
+    """Worker main sends SIGTERM once it has read that; of 50 children with a thread one kept a semaphore."""
     pipe = CrashSafeQueue(ctx=billiard.get_context("fork"))
-    for _ in range(500):
+    for _ in range(200):
         pid = os.fork()
         if not pid:
             end_as_billiard_does(pipe)

@@ -118,14 +118,23 @@ def test_tensors() -> None:
     [
         (object(), "not JSON serializable"),
         (np.array([object()]), "an array of objects with a object in it"),
+        (np.array(["a", None], object), "an array of objects with a NoneType in it"),
+        (np.array(["a", 0], object), "an array of objects with a int in it"),
+        (np.ma.array([1, 2], mask=[False, True]), "a masked array, whose mask would be lost"),
         (np.zeros(2, [("a", "f4")]), "an array of "),
         (np.zeros(2, "V8"), "an array of "),
     ],
-    ids=["object", "objects", "records", "void"],
+    ids=["object", "objects", "a text missing", "a number", "masked", "records", "void"],
 )
 def test_what_is_not_sent(value: Any, words: str) -> None:
     with pytest.raises(EncodeError, match=words):
         dumps(value, serializer="tensor")
+
+
+def test_keys() -> None:
+    """Of whatever kind they are."""
+    value = {(1, (2, "a")): 1, None: 2, 3: 4, b"k": 5, "s": {("t",): 6}}
+    assert value == through(value)
 
 
 def test_no_more_bytes_than_the_array_has() -> None:

@@ -109,8 +109,10 @@ def test_how_one_ended() -> None:
         assert expected == ask(supervisor, b"[0, null]\n")
         replaced(supervisor, signal.SIGSEGV)
         assert b"predictor 0 (pid %d) was ended by SIGSEGV\n" % second == ask(supervisor, b"[0, null]\n")
+        replaced(supervisor, signal.Signals(signal.SIGRTMIN) + 6)  # which has no name
+        assert f"was ended by signal {signal.SIGRTMIN + 6}\n".encode() in ask(supervisor, b"[0, null]\n")
         assert [] == reasons
-        assert 2 == supervisor.facts()[0]["restarts"]
+        assert 3 == supervisor.facts()[0]["restarts"]
 
 
 def test_nothing_is_inherited() -> None:

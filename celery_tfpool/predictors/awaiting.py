@@ -80,4 +80,9 @@ async def ending(process: Any) -> str:
     exitcode = process.exitcode
     if exitcode in (None, _UNKNOWN):
         return "ended, nobody knows how"
-    return f"was ended by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with exit code {exitcode}"
+    if exitcode >= 0:
+        return f"ended with exit code {exitcode}"
+    try:
+        return f"was ended by {signal.Signals(-exitcode).name}"
+    except ValueError:  # a real-time signal
+        return f"was ended by signal {-exitcode}"

@@ -1,7 +1,7 @@
-"""Which requests a process was computing when it died: a file that outlives it.
+"""Which requests a process had in hand when it died: a file that outlives it.
 
-A predictor notes the number of each request while it computes it, in memory
-that it maps from a file of its own, so that a note costs nothing and is there
+A predictor notes the number of each request while it prepares, computes or
+answers it, in memory that it maps from a file of its own, so that a note costs nothing and is there
 after SIGKILL.  Whoever has asked reads there whether its own request may have
 been the cause.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 #: So many files of dead processes are kept: who asks looks within moments.
@@ -41,6 +42,15 @@ class Computing:
         """The request that `note` gave this place is computed no more."""
         self._numbers[place] = 0
         self._free.append(place)
+
+    @contextlib.contextmanager
+    def noted(self, number: int) -> Iterator[None]:
+        """`note` and `erase`."""
+        place = self.note(number)
+        try:
+            yield
+        finally:
+            self.erase(place)
 
 
 def was_computing(folder: str, index: int, pid: int, number: int) -> bool:

@@ -106,8 +106,9 @@ def _data_of(value: Any) -> tuple[Sequence[Any], str]:
 
 def _of_strings(value: NDArray[Any]) -> list[bytes]:
     parts = [part.encode() if isinstance(part, str) else part for part in value.reshape(-1).tolist()]
-    if odd := next((part for part in parts if not isinstance(part, bytes)), None):
-        raise CannotEncode(f"have an array of objects with a {type(odd).__name__} in them")
+    for part in parts:
+        if not isinstance(part, bytes):
+            raise CannotEncode(f"have an array of objects with a {type(part).__name__} in them")
     return [np.array([len(part) for part in parts], "<u8").tobytes(), b"".join(parts)]
 
 

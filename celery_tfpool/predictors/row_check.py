@@ -1,7 +1,7 @@
 """May rows of different requests share a call of a model?  Only where that is known to be harmless.
 
 Known is what the graph tells (it writes to a state, it has a fixed number of
-rows, it calls Python) and what a trial shows: three rows computed together must
+rows, it calls Python) and what a trial shows: rows computed together must
 give what each of them gives alone.  What cannot be tried is not known, and
 goes alone, as Keras would compute it.
 """
@@ -20,11 +20,13 @@ from ..runners.protocol import Compiled
 from ..runners.spec import Port
 from .row_mixing import mixes_rows
 
-#: Rows of a trial, and how large their numbers are; where these are too much, the others.
-ROWS = 3
-SCALES = ((1.0, 4.0, -2.0), (1.0, 0.5, 0.25))
-#: The same once more, of what only some models can take: as large as pixels, larger, and no numbers.
-WIDE = (300.0, 1e4, float("nan"))
+#: How large the numbers of each row of a trial are, of which the first two are equal; where these are too much, others.
+SCALES = ((1.0, 1.0, 4.0, -2.0, 0.5, 3.0), (1.0, 1.0, 0.5, 0.25, 0.125, 0.75))
+#: The same once more, of what only some models can take: larger than pixels, no numbers, as pixels.
+WIDE = (1e4, 1e4, float("nan"), 300.0, 1.0, 2.0)
+ROWS = len(WIDE)
+#: Of a trial, the rows that are computed alone as well.
+_ALONE = (0, 1, 4, 5)
 #: By how much coarser the comparison of these is: rounding grows in a deep network that was not made for them.
 _COARSE = 256.0
 #: Up to such a scale whole numbers are 0 and 1.
@@ -47,7 +49,7 @@ class Reason(Enum):
     PYTHON = "it calls Python code, which may keep a state"
     NO_NOISE = "it takes strings or booleans, with which no trial can be made"
     NOT_TRIED = "it has not been tried yet: its first requests show what it takes"
-    TRIAL_FAILED = "a trial with three rows failed"
+    TRIAL_FAILED = "a trial with a few rows failed"
     MIXING = "it may look at several rows together where a trial has not shown it"
     NO_TIME = "it is too slow to be tried"
 
@@ -109,7 +111,7 @@ def _writes(operation: str) -> bool:
 
 
 def noise(inputs: Sequence[Port], scales: Sequence[float]) -> list[Any] | None:
-    """Three rows for each input, of numbers up to one each of ``scales``; None where no such can be made."""
+    """Rows for each input, of numbers up to one each of ``scales``; None where no such can be made."""
     random = np.random.default_rng(0)
     values = []
     for port in inputs:
@@ -121,19 +123,20 @@ def noise(inputs: Sequence[Port], scales: Sequence[float]) -> list[Any] | None:
             drawn = random.integers(0, 2 if max(scales) <= _NARROW else 100, shape)
         else:
             drawn = random.random(shape) * np.reshape(scales, (ROWS, *[1] * (len(shape) - 1)))
+        drawn[1] = drawn[0]
         values.append(drawn.astype(row.dtype))
     return values
 
 
 def like(values: Sequence[Any]) -> list[Any] | None:
-    """Three rows after the first of ``values``, the rows of a real request; None where no such can be made."""
+    """Rows after the first of ``values``, the rows of a real request; None where no such can be made."""
     random = np.random.default_rng(0)
     made = []
     for value in map(np.asarray, values):
         if value.dtype.kind in "OSUTb" or not value.size:
             return None
         rows = np.repeat(value[:1], ROWS, axis=0)
-        for row in rows[1:]:
+        for row in rows[2:]:  # the first two are equal
             if row.dtype.kind in "iu":  # no other numbers than those that came
                 row[...] = random.choice(value.reshape(-1), row.shape)
             else:
@@ -182,7 +185,7 @@ def _unless_mixing(compiled: Compiled, reason: Reason | None, detail: str) -> tu
 
 
 def of_trial(compiled: Compiled, values: Sequence[Any], precision: float) -> Reason | None:
-    """Whether three rows that are computed together give what each of them gives alone; None when they do.
+    """Whether rows that are computed together give what each of them gives alone; None when they do.
 
     Args:
         precision: how far numbers may be apart, see `compare.are_close`.
@@ -198,14 +201,15 @@ def of_trial(compiled: Compiled, values: Sequence[Any], precision: float) -> Rea
     together = call(0, ROWS)
     if any(leaf.shape[:1] != (ROWS,) for leaf in together):
         return Reason.NO_ROWS
-    apart = [call(row, row + 1) for row in range(ROWS)]
+    apart = [call(row, row + 1) for row in _ALONE]
     if any(leaf.shape[:1] != (1,) for one in apart for leaf in one):
         return Reason.NO_ROWS
     joined = [np.concatenate(leaves) for leaves in zip(*apart, strict=True)]
+    together = [leaf[list(_ALONE)] for leaf in together]
     if all(are_close(*pair, precision) for pair in zip(together, joined, strict=True)):
         is_finite = all(_is_finite(leaf) for leaf in together)
         return None if is_finite else Reason.TRIAL_FAILED  # what is no number shows nothing
-    again = call(0, ROWS)
+    again = [leaf[list(_ALONE)] for leaf in call(0, ROWS)]
     is_random = not all(are_close(*pair, precision) for pair in zip(together, again, strict=True))
     return Reason.RANDOM if is_random else Reason.DEPENDENT
 

@@ -45,7 +45,7 @@ def mixes_rows(graph_def: Any) -> str:
 
     Args:
         graph_def: a graph that was traced for any number of rows, or functions of which one calls the others.
-            Without the shapes of its tensors, a negative axis is taken to be none of rows.
+            Where the shape of a tensor is not known, a negative axis may be that of rows.
     """
     looked_at = _Graph(graph_def)
     looked_at.look()
@@ -87,7 +87,7 @@ class _Graph:
             self._known[key] = [True] * len(function.signature.output_arg)  # should it call itself
             ends = [function.ret[output.name] for output in function.signature.output_arg]
             start = {argument for argument, is_given in zip(arguments, given, strict=False) if is_given}
-            depends = self._follow(function.node_def, start, ends)
+            depends = self._follow([*_arguments(function), *function.node_def], start, ends)
             self._known[key] = [_producer(end) in depends for end in ends]
         return self._known[key]
 
@@ -134,6 +134,8 @@ class _Graph:
             mixes = flags[0] and _may_be_rows(_shape_of(by_name, node.input[0]), axes)
         elif node.op in _ALONG_LAST_AXIS:
             mixes = flags[0] and _may_be_rows(_shape_of(by_name, node.input[0]), [-1])
+        elif node.op.startswith("FusedBatchNorm"):
+            mixes = node.attr["is_training"].b
         elif node.op.startswith(_OF_ALL):
             mixes = True
         if mixes and not self.found:
@@ -145,6 +147,19 @@ class _Graph:
         while (after := [a or b for a, b in zip(flags, self._results(body, flags), strict=True)]) != flags:
             flags = after
         return any(self._results(condition, flags))
+
+
+def _arguments(function: Any) -> list[NodeDef]:
+    """The arguments of a function as nodes, which have shapes where it was traced with such."""
+    import tensorflow as tf
+
+    nodes = []
+    for number, argument in enumerate(function.signature.input_arg):
+        node = tf.compat.v1.NodeDef(name=argument.name, op="_Arg")
+        if number in function.arg_attr:
+            node.MergeFrom(tf.compat.v1.NodeDef(attr=function.arg_attr[number].attr))
+        nodes.append(node)
+    return nodes
 
 
 def _is_data(dtype: int) -> bool:
@@ -209,7 +224,7 @@ def _may_be_rows(shape: list[int] | None, axes: list[int] | None) -> bool:
     if axes is None:  # computed, of a tensor of any rank
         return True
     if shape is None:
-        return any(axis == 0 for axis in axes)
+        return any(axis <= 0 for axis in axes)
     # The first that varies is that of rows: behind it are those of an image of any size, say.
     rows = next((axis for axis, size in enumerate(shape) if size < 0), None)
     return rows is not None and any(axis in (rows, rows - len(shape)) for axis in axes)

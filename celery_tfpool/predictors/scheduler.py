@@ -63,7 +63,7 @@ class Scheduler:
         self._board = LoadBoard(folder)
         self.statistics: Statistics = Statistics.of_board(self._board, index)
         most = max((model.max_size for model in models.values()), default=1)
-        self._notes = Computing(folder, index, (threads + 1) * most)
+        self._notes = Computing(folder, index, (threads + 1) * most + 1)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._going, self._running = False, list[Batch]()
@@ -83,7 +83,8 @@ class Scheduler:
             waiting, most = self._batcher.batches, self._settings.max_enqueued_batches
             if waiting >= most and not asked.again:
                 raise PredictorOverloaded(request.model.name, self._batcher.requests, most)
-            request.prepared(request.model.prepare(request.x, asked.batch_size, alone=asked.alone))
+            with self._notes.noted(asked.id):
+                request.prepared(request.model.prepare(request.x, asked.batch_size, alone=asked.alone))
             self._enqueue(request)
         except Exception as exc:  # whatever comes of the user's values, or code
             self._refuse(request, exc)
@@ -215,13 +216,14 @@ class Scheduler:
         request.done_rows += part.rows
         if request.done_rows < request.rows:
             return
-        try:
-            description, body = encode(request.outputs())
-        except CannotEncode as exc:
-            raise PredictionError(request.model.name, f"its outputs {exc}") from exc
-        self.forget(request)
-        self.statistics.request_success += 1
-        request.asker.answer(Outputs(request.asked.id, description), body)
+        with self._notes.noted(request.asked.id):  # nothing takes more memory than this
+            try:
+                description, body = encode(request.outputs())
+            except CannotEncode as exc:
+                raise PredictionError(request.model.name, f"its outputs {exc}") from exc
+            self.forget(request)
+            self.statistics.request_success += 1
+            request.asker.answer(Outputs(request.asked.id, description), body)
 
     def _refuse(self, request: Request, exc: BaseException) -> None:
         self.forget(request)
@@ -229,8 +231,6 @@ class Scheduler:
             return
         self.statistics.request_failure += 1
         request.asker.answer(Refusal.of(request.asked.id, request.model.name, exc))
-
-    # -- what is known from outside ------------------------------------------------
 
     def facts(self) -> dict[str, Any]:
         """For ``celery inspect``; JSON-friendly."""

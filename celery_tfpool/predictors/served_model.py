@@ -26,7 +26,7 @@ from .tuning import Tuning
 logger: logging.Logger = logging.getLogger(__name__)
 
 #: Calls of one row that a trial takes as long as; and where the time of a call is known by a larger one.
-_TRIAL, _TRIAL_LIKE = 12, 10
+_TRIAL, _TRIAL_LIKE = 20, 16
 #: The part of the time that somebody still waits, which a trial may take of it.
 _OF_HIS_TIME = 0.5
 #: How to let requests of a model share a call all the same.

@@ -215,12 +215,16 @@ class Supervisor:
             process = self._context.Process(
                 target=self._program, args=(job, one.listener, sender), name=f"Predictor-{one.index}", daemon=True
             )
-            with processes.allowed_to_start():
-                process.start()
-            if self._stopping.is_set():  # who stops does not know of it
-                processes.kill(process)
             link = os.dup(receiver.fileno())
             os.set_blocking(link, False)
+            try:
+                with processes.allowed_to_start():
+                    process.start()
+            except BaseException:
+                os.close(link)
+                raise
+            if self._stopping.is_set():  # who stops does not know of it
+                processes.kill(process)
             return process, link
         finally:
             receiver.close()

@@ -22,6 +22,14 @@ def ready(job, listener, link):
         time.sleep(60)
 
 
+def dies_joining(job, listener, link):
+    """A predictor that the kernel kills while it joins the parts of an answer."""
+    from celery_tfpool.predictors import requests, server
+
+    requests.concatenate = lambda parts: os.kill(os.getpid(), signal.SIGKILL)
+    server.main(job, listener, link)
+
+
 def half_a_word(job, listener, link):
     """Ends in the middle of what it says, once; then it is ready."""
     flag = os.path.join(job.folder, "flag")
