@@ -2,9 +2,10 @@
 
 A trial shows what always happens: ``x - mean(x, axis=0)``.  It does not show
 what happens from some value on: ``x / maximum(max(x), 255)``, or a branch that
-is taken if any number is large.  All such have one of two things in them: an
+is taken if any number is large.  Most such have one of two things in them: an
 operation that makes one number of many rows, or control flow that depends on
-what is in the inputs.
+what is in the inputs.  Those that have neither (a matrix product with its own
+transpose, rows moved to another axis) are for the trial alone.
 
 Knows GraphDefs, and nothing of models.
 """
