@@ -138,17 +138,15 @@ def check(path: str, unsafe: bool) -> None:
     import numpy as np
 
     from .models.lazy_model import LazyModel
-    from .runners import location, tf_state
+    from .runners import any_object, location, tf_state
 
     lazy = LazyModel("model", path, safe_mode=not unsafe)
     with cwd_in_path():
         try:
             kind = location.check(path, safe_mode=not unsafe).value
             runner = lazy.load()
-        except location.BadSource as exc:
-            raise click.ClickException(f"{path}: {exc}") from exc
-        except ModelLoadError as exc:
-            raise click.ClickException(f"{path}: {exc.args[2]}") from exc
+        except (location.BadSource, ModelLoadError) as exc:
+            raise click.ClickException(f"{path}: {exc.args[-1]}") from exc
     import tensorflow as tf
 
     click.echo(f"{path}: {kind}, loaded in {lazy.load_time:.2f} s")
@@ -158,6 +156,8 @@ def check(path: str, unsafe: bool) -> None:
             click.echo(f"{title:<7} {port}")
     numbers = [(int(np.prod(v.shape)), tf.as_dtype(v.dtype).size) for v in runner.variables()]
     click.echo(f"weights {sum(n for n, _ in numbers):,} numbers, {sum(n * size for n, size in numbers) / 1e6:.1f} MB")
+    if isinstance(runner, any_object.ObjectRunner):
+        return click.echo(f"predict is not tried: {runner.only_here()}")
     started = time.monotonic()
     try:
         runner.predict(runner.sample(), None)

@@ -126,6 +126,13 @@ def test_check(tmp_path: Path, source: str) -> None:
     assert "predict one row of zeros: ok" in done.stdout
 
 
+def test_check_of_any_object() -> None:
+    """Which only its own code can try."""
+    done = check("proj:Detector")
+    assert 0 == done.returncode, done.stderr
+    assert "predict is not tried: it is a Detector and no Keras model" in done.stdout
+
+
 def test_check_says_what_is_wrong(tmp_path: Path) -> None:
     """One line and exit code 1."""
     code = "model = keras.Sequential([layers.Input((16,)), layers.Lambda(lambda x: x * 2)])"
