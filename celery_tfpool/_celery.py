@@ -139,13 +139,12 @@ class PipeNames:
     Public way missing: nobody else can give back the lock of a process that has died.
     """
 
-    #: Its ends, and their locks, the reader's first.
+    #: Its ends.
     reader: property = property(attrgetter("_reader"))
     writer: property = property(attrgetter("_writer"))
-    locks: property = property(attrgetter("_rlock", "_wlock"))
 
     def set_locks(self, reader: Any, writer: Any) -> None:
-        """Have these in place of its own."""
+        """Have these in place of its own locks."""
         self._rlock, self._wlock = reader, writer
 
     def __setstate__(self, state: Any) -> None:

@@ -181,7 +181,7 @@ def read(conf: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     if not problems and values["models"]:
         wanted = {model.name: model for model in values["model_path"]}
         known = ", ".join(wanted) or "nothing"
-        for name in set(values["models"]) - set(wanted):
+        for name in (name for name in values["models"] if name not in wanted):
             problems.append(f"tf_models: tf_model_path has no {name!r}, it has {known}")
         values["model_path"] = tuple(wanted[name] for name in values["models"] if name in wanted)
     _raise(problems)

@@ -294,6 +294,28 @@ def test_signature(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         LazyModel("model", path, safe_mode=True, options=LoadOptions(signature="rank")).load()
 
 
+class Twice(layers.Layer):
+    def call(self, x: Any) -> Any:
+        return x * 2
+
+
+class Thrice(layers.Layer):
+    def call(self, x: Any) -> Any:
+        return x * 3
+
+
+def test_another_custom_object(tmp_path: Path) -> None:
+    """Of the same name makes another pack, whether it is given or named."""
+    path, cache = str(tmp_path / "model.keras"), PackCache(tmp_path / "cache", 2**30)
+    keras.Sequential([layers.Input((2,)), Twice()]).save(path)
+    answers = []
+    for where in (Twice, Thrice, f"{__name__}:Twice", f"{__name__}:Thrice"):
+        options = LoadOptions(custom_objects=(("Twice", where),))
+        folder = build.find_or_make("model", path, cache, safe_mode=True, options=options).folder
+        answers.append(float(PackRunner("model", folder).predict(np.ones((1, 2)), None)[0, 0]))
+    assert [2, 3, 2, 3] == answers
+
+
 def test_errors_are_the_models_own(of_model: Callable[[Any], tuple[Any, LazyModel]]) -> None:
     """Through a pack, what does not fit is refused in the same words."""
     _, lazy = of_model(ZOO["several, named"].build())

@@ -274,5 +274,5 @@ def test_lock_of_a_child_ended_at_its_last_word() -> None:
         assert "the last word" == pipe.reader.recv()
         os.kill(pid, signal.SIGTERM)
         os.waitpid(pid, 0)
-        assert pipe.locks[1].acquire(False)
-        pipe.locks[1].release()
+        assert pipe._wlock.acquire(False)
+        pipe._wlock.release()

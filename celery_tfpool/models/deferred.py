@@ -129,7 +129,7 @@ def _legacy_model(original: Callable[..., Any], filepath: Any, *args: Any, **kwa
 
 def _tensorflow_object(original: Callable[..., Any], export_dir: Any, *args: Any, **kwargs: Any) -> Any:
     """In place of ``tf.saved_model.load``."""
-    if (path := _absolute(export_dir)) is None:
+    if (path := _absolute(export_dir)) is None or not os.path.isdir(path):
         return original(export_dir, *args, **kwargs)
     return Later(functools.partial(original, path, *args, **kwargs), f"SavedModel from {path!r}")
 

@@ -120,7 +120,7 @@ class Watched(PoolNames):
         try:
             method = fork_guard.start_method(
                 self.plan.settings.fork_guard,
-                can_spawn=self._can_change_to_spawn(),
+                can_spawn=fork_guard.can_spawn(),
                 why_not="No replacement child can be started",
             )
         except ForkGuardError as exc:
@@ -129,9 +129,6 @@ class Watched(PoolNames):
         if method == "spawn":
             self.spawn_from_now_on()
         return True
-
-    def _can_change_to_spawn(self) -> bool:
-        return fork_guard.can_spawn()
 
     def join_ended(self, shutdown: bool) -> Any:
         """The original; before, end who is overdue, and afterwards note who has ended."""

@@ -1,9 +1,9 @@
 """Which requests a process had in hand when it died: a file that outlives it.
 
 A predictor notes the number of each request while it prepares, computes or
-answers it, in memory that it maps from a file of its own, so that a note costs nothing and is there
-after SIGKILL.  Whoever has asked reads there whether its own request may have
-been the cause.
+answers it, in memory that it maps from a file of its own, so that a note costs
+nothing and is there after SIGKILL.  Whoever has asked reads there whether its
+own request may have been the cause.
 """
 
 from __future__ import annotations

@@ -12,6 +12,9 @@ from ..errors import InvalidInputError
 from .inputs import Named
 from .protocol import CannotPack, Compiled, Runner
 
+#: What `Handle.predict` passes on where nothing was given.
+_NOT_GIVEN = {"batch_size": None, "verbose": "auto", "steps": None, "callbacks": None}
+
 
 def can_predict(made: Any) -> bool:
     """Whether it has a ``predict()``, or can be called."""
@@ -32,7 +35,7 @@ class ObjectRunner(Runner):
     def delegate(self, x: Any, **options: Any) -> Any:
         """What its own ``predict()`` returns, or raises; options that were not given are not passed on."""
         predict = getattr(self.keras_model, "predict", self.keras_model)
-        return predict(x, **{key: value for key, value in options.items() if value not in (None, "auto")})
+        return predict(x, **{k: value for k, value in options.items() if k not in _NOT_GIVEN or value != _NOT_GIVEN[k]})
 
     def only_here(self) -> str:
         """Why it cannot predict for other processes."""

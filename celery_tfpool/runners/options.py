@@ -21,7 +21,8 @@ class LoadOptions:
 
     def facts(self) -> list[str]:
         """What makes a pack another one."""
-        return [f"signature {self.signature}", *(f"custom object {name}" for name, _ in self.custom_objects)]
+        objects = (f"custom object {name}: {_place_of(where)}" for name, where in self.custom_objects)
+        return [f"signature {self.signature}", *objects]
 
     def objects(self) -> dict[str, Any]:
         """The custom objects by name.
@@ -30,6 +31,10 @@ class LoadOptions:
             BadSource: there is none where one is said to be.
         """
         return {name: _imported(where) if isinstance(where, str) else where for name, where in self.custom_objects}
+
+
+def _place_of(where: Any) -> str:
+    return where if isinstance(where, str) else f"{where.__module__}:{where.__qualname__}"
 
 
 def _imported(where: str) -> Any:

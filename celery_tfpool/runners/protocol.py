@@ -144,7 +144,8 @@ class Runner(ABC):
         Raises:
             InvalidInputError: there is no Keras model.
         """
-        given = [f"{key}={value!r}" for key, value in options.items() if key in ("steps", "callbacks") and value]
+        ours = "batch_size", "verbose"
+        given = [f"{key}={value!r}" for key, value in options.items() if key not in ours and value is not None]
         with self.refusal():
             raise Misfit(", ".join([type(x).__name__, *given]) + ", which only a .keras or .h5 model takes")
 

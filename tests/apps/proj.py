@@ -74,7 +74,9 @@ class Detector:
         print("a detector was made", flush=True)
         self.labels = ["dog", "cat"]
 
-    def predict(self, image, threshold=0.5):
+    def predict(self, image, threshold=0.5, weights=()):
+        if threshold is None or len(weights):
+            return f"{self.labels[0]} {threshold} {len(weights)}"
         if threshold >= 1:
             raise ValueError("threshold must be below 1")
         return f"{self.labels[1]} {threshold}"
@@ -361,6 +363,9 @@ def echo(value):
 def detect(image, threshold=0.9):
     detector = get_model("detector")
     assert ["dog", "cat"] == detector.labels
+    import numpy as np
+
+    assert "dog None 2" == detector.predict(image, threshold=None, weights=np.ones(2))
     return [detector.predict(image), detector.predict(image, threshold=threshold)]
 
 
