@@ -65,6 +65,7 @@ class Redis:
     """A server of this test's own, that keeps what it has on disk."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir()
         self._folder, self.port = folder, port_for.select_random()
         self.start()
 
@@ -77,40 +78,52 @@ class Redis:
         self._process.wait(PATIENCE)
 
 
-def test_redis_restarted_under_load(start_worker: StartWorker, tmp_path: Path) -> None:
-    """Nothing is lost, and predictors and children are still the same."""
-    server = Redis(tmp_path)
+def test_redis_restarted(start_worker: StartWorker, tmp_path: Path) -> None:
+    """Nothing is lost, and predictors and children are still the same.
+
+    The result backend is restarted under load.  The broker is when no message is unacknowledged: with one, closing the
+    lost connection may end a worker with any pool (kombu #582; docs/limits.md).
+    """
+    broker, results = Redis(tmp_path / "broker"), Redis(tmp_path / "results")
     try:
         conf = {
-            "broker_url": f"redis://127.0.0.1:{server.port}/0",
-            "result_backend": f"redis://127.0.0.1:{server.port}/1",
+            "broker_url": f"redis://127.0.0.1:{broker.port}/0",
+            "result_backend": f"redis://127.0.0.1:{results.port}/0",
             "result_backend_always_retry": True,  # or a result that cannot be stored makes a task fail
-            "broker_transport_options": {
-                "visibility_timeout": 5,
-                "unacked_restore_interval": 1,
-                "unacked_restore_throttle": 1,
-            },
             "tf_model_path": {"default": {"path": "trapped:model", "batch": True}},
             "tf_predictors": 1,
         }
         worker = start_worker("-c", "2", conf=conf)
         before = worker.stats()["tfpool"]
-        results = [worker.send("double_whatever_dies", 1000 + number) for number in range(200)]
+
+        under_load = [worker.send("double_whatever_dies", 1000 + number) for number in range(200)]
         for done in (20, 60):
-            wait_until(lambda done=done: sum(is_done(result) for result in results) >= done, "some answers")
-            server.stop()
-            server.start()
-        wait_until(lambda: all(map(is_done, results)), "all answers")
-        assert [2000.0 + 2 * number for number in range(200)] == [result.result for result in results]
-        fresh = Celery("fresh", set_as_current=False)  # connections of the other are broken
-        fresh.conf.update(broker_url=conf["broker_url"], result_backend=conf["result_backend"])
-        worker.client = fresh
+            wait_until(lambda done=done: sum(map(is_done, under_load)) >= done, "some answers")
+            results.stop()
+            results.start()
+        assert [2000.0 + 2 * number for number in range(200)] == answers_of(under_load)
+
+        for start in (2000, 3000):
+            wait_until(lambda: not redis.Redis(port=broker.port).exists("unacked"), "acknowledgements")
+            broker.stop()
+            broker.start()
+            more = [worker.send("double_whatever_dies", start + number) for number in range(50)]
+            assert [2.0 * (start + number) for number in range(50)] == answers_of(more)
+
+        worker.client = Celery("fresh", set_as_current=False)  # connections of the last are broken
+        worker.client.conf.update(broker_url=conf["broker_url"], result_backend=conf["result_backend"])
         after = worker.stats()["tfpool"]
         for kind in ("children", "predictors"):
             assert [one["pid"] for one in before[kind]] == [one["pid"] for one in after[kind]]
         assert 0 == worker.stop()
     finally:
-        server.stop()
+        broker.stop()
+        results.stop()
+
+
+def answers_of(several: list[Any]) -> list[Any]:
+    wait_until(lambda: all(map(is_done, several)), "all answers")
+    return [result.result for result in several]
 
 
 def is_done(result: Any) -> bool:
