@@ -34,7 +34,7 @@ test: .venv/.dev servers test-oldest  ## all tests with the newest of all, and t
 
 test-oldest: .venv-oldest/.done servers  ## those that touch Celery's and TensorFlow's internals, with the oldest of all
 	.venv-oldest/bin/python -m pytest $(PYTEST_OPTIONS) tests/test_private_names.py tests/test_import_cost.py \
-		tests/test_parity.py tests/test_pack.py tests/test_row_check.py tests/test_predictor_parity.py \
+		tests/test_parity.py tests/test_pack.py tests/test_row_check.py tests/test_row_mixing.py tests/test_predictor_parity.py \
 		tests/test_folding.py tests/test_whole_model.py tests/test_choose_pool.py tests/test_fork_guard.py \
 		tests/test_prefork_features.py tests/test_sharing.py::test_shared tests/test_loading.py::test_eager \
 		tests/test_loading.py::test_eager_load_that_takes_too_long \

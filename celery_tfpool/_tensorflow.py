@@ -16,6 +16,7 @@ from typing import Any
 from .processes import missing_names
 
 _CONTEXT = "tensorflow.python.eager.context"
+_OPERATIONS = "tensorflow.python.framework.op_def_registry"
 _SESSION = "tensorflow.python.client.session"
 _TAPES = "tensorflow.python.eager.record"
 #: Module → what of it is used.
@@ -24,6 +25,7 @@ NAMES = {
     "Context.add_function_def Context.call_function Context.config",
     _SESSION: "BaseSession.__init__ BaseSession._make_callable_from_options",
     _TAPES: "could_possibly_record",
+    _OPERATIONS: "get",
     "tensorflow.python.framework.convert_to_constants": "convert_variables_to_constants_v2",
     "tensorflow.python.grappler.tf_optimizer": "OptimizeGraph",
     "tensorflow.core.protobuf.config_pb2": "CallableOptions",
@@ -120,6 +122,18 @@ def add_functions(graph_def: Any) -> None:
     for function in graph_def.library.function:
         if not context.has_function(function.signature.name):
             context.add_function_def(function)
+
+
+def outputs_of(operation: str) -> list[tuple[str, str, str]]:
+    """Of each output of an operation its name, and the attributes that say how many there are: a number, or types.
+
+    Empty for what this TensorFlow has no such operation of.
+
+    Public way missing: ``tf.Operation.op_def`` is that of an operation in a graph.
+    """
+    definition = importlib.import_module(_OPERATIONS).get(operation)
+    outputs = definition.output_arg if definition is not None else ()
+    return [(output.name, output.number_attr, output.type_list_attr) for output in outputs]
 
 
 def function_call(name: str, outputs: int) -> Callable[[Sequence[Any]], list[Any]]:

@@ -278,7 +278,6 @@ def test_how_to_allow() -> None:
 @pytest.mark.parametrize("options", [{}, {"max_size": 1}, {"batch": True}, {"batch": False}])
 def test_warming_up_moves_no_state(name: str, options: dict[str, Any]) -> None:
     """The first answers are Keras's first answers."""
-    keras.utils.set_random_seed(1)
     model = MODELS[name][0]()
     theirs = keras.models.clone_model(model)
     theirs.set_weights(model.get_weights())

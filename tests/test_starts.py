@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import forkserver_pid, suspended, wait_until
+from conftest import forkserver_pid, lives, suspended, wait_until
 
 from celery_tfpool import processes
 from celery_tfpool.packs import build
@@ -33,7 +33,7 @@ def test_it_does_not_answer(hanging: psutil.Process) -> None:
     """It is killed in time, and the next start has another one."""
     with pytest.raises(TimeoutError, match=r"the forkserver has not started it within 0\.5 s"):
         processes.start(new_process(), lambda: None, 0.5)
-    wait_until(lambda: hanging.status() == psutil.STATUS_ZOMBIE, "its end", timeout=5)
+    wait_until(lambda: not lives(hanging), "its end", timeout=5)
     process = new_process()
     processes.start(process, lambda: None, 60.0)
     process.join(30)
@@ -48,7 +48,7 @@ def test_interrupted(hanging: psutil.Process) -> None:
 
     with pytest.raises(SystemExit):
         processes.start(new_process(), tick, 600.0)
-    wait_until(lambda: hanging.status() == psutil.STATUS_ZOMBIE, "its end", timeout=5)
+    wait_until(lambda: not lives(hanging), "its end", timeout=5)
 
 
 def test_model_without_a_pack(hanging: psutil.Process, tmp_path: Path) -> None:

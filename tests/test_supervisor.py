@@ -347,7 +347,7 @@ def test_forkserver_that_hangs_while_the_worker_starts_or_stops() -> None:
             started = time.monotonic()
             supervisor.stop()
             assert time.monotonic() - started < 10
-            wait_until(lambda: forkserver.status() == psutil.STATUS_ZOMBIE, "its end", timeout=5)
+            wait_until(lambda: not lives(forkserver), "its end", timeout=5)
 
 
 def test_start_that_comes_too_late(monkeypatch: pytest.MonkeyPatch) -> None:

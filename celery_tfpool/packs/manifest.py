@@ -20,7 +20,7 @@ from ..runners.protocol import CannotPack
 from ..runners.spec import Port
 from ..runners.structure import CannotEncode, leaves, structure_of_json, structure_to_json
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "pack.json"
 GRAPH = "graph.pb"
 WEIGHTS = "weights"

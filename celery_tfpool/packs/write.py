@@ -67,9 +67,13 @@ def _functions(concrete: Any) -> tuple[Any, str]:
     del graph_def.library.gradient[:]
     if main.signature.name not in [function.signature.name for function in graph_def.library.function]:
         graph_def.library.function.append(main)
-        for node in graph_def.library.function[-1].node_def:
+        added = graph_def.library.function[-1]
+        for node in added.node_def:
             if node.name in shapes:
                 node.attr["_output_shapes"].CopyFrom(shapes[node.name])
+        for number, argument in enumerate(concrete.inputs):
+            if argument.op.name in shapes:
+                added.arg_attr[number].attr["_output_shapes"].CopyFrom(shapes[argument.op.name])
     for node in _nodes(graph_def):
         if node.op in _PYTHON_OPS:
             raise CannotPack(f"its graph calls a Python function (node {node.name!r}, {node.op})")

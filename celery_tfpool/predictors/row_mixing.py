@@ -1,231 +1,183 @@
-"""Does a graph look at several rows together, in a way that no trial is sure to show?
+"""Does a graph look at several rows together?  It does not where each operation is known to keep them apart.
 
 A trial shows what always happens: ``x - mean(x, axis=0)``.  It does not show
-what happens from some value on: ``x / maximum(max(x), 255)``, or a branch that
-is taken if any number is large.  Most such have one of two things in them: an
-operation that makes one number of many rows, or control flow that depends on
-what is in the inputs.  Those that have neither (a matrix product with its own
-transpose, rows moved to another axis) are for the trial alone.
+what happens from some value on, ``x / maximum(max(x), 255)``, or what is
+smaller than rounding.  So the rows are followed through the graph, from its
+inputs to its outputs, by rules for the operations that are known (`row_rules`,
+`row_moves`); any other operation that is given rows may mix them.
 
 Knows GraphDefs, and nothing of models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from graphlib import CycleError
+from typing import Any
 
-import numpy as np
+from .graph_nodes import NodeDef, arguments_of, data_inputs, in_order, outputs_of, place_of, returned, shapes_of
+from .row_axis import Mixes, Numbers, Value, free, joined, require
+from .row_containers import BLOCKS, CONTAINERS
+from .row_moves import MAKE_ROWS, MOVES
+from .row_rules import RULES, Operation
+from .shape_numbers import NUMBERS, NUMBERS_OF_SEVERAL, OF_SHAPES
 
-#: Messages of TensorFlow's, which has no types for them.
-NodeDef: TypeAlias = Any
-
-#: Of the shape of an input, not of what is in it.
-_OF_SHAPES = {"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike", "BroadcastGradientArgs"}
-#: Many numbers become fewer along the axes that the second input names; or each depends on those before it.
-_ALONG_AXES = {
-    *("Sum", "Mean", "Prod", "Max", "Min", "All", "Any", "EuclideanNorm", "ArgMax", "ArgMin"),
-    *("Cumsum", "Cumprod", "CumulativeLogsumexp"),
-}
-#: The same along the last axis.
-_ALONG_LAST_AXIS = {"TopK", "TopKV2"}
-#: How many there are, or in which order, depends on what is in all rows.
-_OF_ALL = (
-    *("Unique", "Where", "ListDiff", "SetDiff1D", "Bincount", "DenseBincount", "L2Loss", "Mode"),
-    *("Segment", "UnsortedSegment", "SparseSegment", "NonMaxSuppression", "Ragged", "DynamicPartition", "Histogram"),
-)
-_BRANCHES = {"If", "StatelessIf", "Case", "StatelessCase"}
+_CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
+_BRANCHES = {"If": ["then_branch", "else_branch"], "StatelessIf": ["then_branch", "else_branch"]}
 _LOOPS = {"While", "StatelessWhile"}
-_CALLS = {"PartitionedCall", "StatefulPartitionedCall", "RemoteCall"}
-#: Those of TensorFlow 1, of which the last input decides.
-_OLD_CONTROL = {"Switch", "RefSwitch", "LoopCond"}
+_SEVERAL_ALIKE = {"IdentityN"}
+_RULES = {**RULES, **MOVES}
+#: A loop of which the rows have not come to rest after so many rounds is not known.
+_ROUNDS = 5
+#: As deep as functions may call each other.
+_DEPTH = 30
 
 
 def mixes_rows(graph_def: Any) -> str:
     """The first operation of ``graph_def`` that may, as "node (operation)"; empty where none does.
 
     Args:
-        graph_def: a graph that was traced for any number of rows, or functions of which one calls the others.
-            Where the shape of a tensor is not known, a negative axis may be that of rows.
+        graph_def: a graph that was traced for any number of rows, with the shapes of its tensors and a "_Retval" for
+            each output; or functions of which one calls the others.
     """
-    looked_at = _Graph(graph_def)
-    looked_at.look()
-    return looked_at.found
+    walk = _Walk(graph_def)
+    try:
+        walk.all()
+    except (Mixes, CycleError, LookupError, ValueError):  # the last two of a graph that no rule has thought of
+        return walk.at or "its outputs"
+    return ""
 
 
-class _Graph:
-    """All functions of a graph, and what was found in them."""
+class _Walk:
+    """Follows the rows through the functions of a graph; ``at`` says how far it has come."""
 
     def __init__(self, graph_def: Any) -> None:
         self._nodes = list(graph_def.node)
         self._functions = {function.signature.name: function for function in graph_def.library.function}
-        self._known: dict[tuple[str, tuple[bool, ...]], list[bool]] = {}
-        self.found = ""
+        self._depth = 0
+        self.at = ""
 
-    def look(self) -> None:
+    def all(self) -> None:
         if self._nodes:
-            given = {n.name for n in self._nodes if n.op == "Placeholder" and _is_data(n.attr["dtype"].type)}
-            self._follow(self._nodes, given, _ends(self._nodes))
+            self._outputs(self._nodes, {}, returned(self._nodes), "")
             return
         called = {name for function in self._functions.values() for n in function.node_def for name in self._of(n)}
         for name, function in self._functions.items():
             if name not in called:
-                self._results(name, [_is_data(argument.type) for argument in function.signature.input_arg])
+                arguments = arguments_of(function)
+                self._outputs([*arguments, *function.node_def], {}, outputs_of(function), "")
 
     def _of(self, node: NodeDef) -> list[str]:
-        """The functions that a node calls, by the names of its attributes."""
-        values = [node.attr[name] for name in sorted(node.attr)]
-        named = [value.func.name for value in values if value.HasField("func")]
-        named += [func.name for value in values for func in value.list.func]
+        """The functions that a node calls."""
+        named = [value.func.name for value in node.attr.values() if value.HasField("func")]
+        named += [func.name for value in node.attr.values() for func in value.list.func]
         return [name for name in (node.op, *named) if name in self._functions]
 
-    def _results(self, name: str, given: Sequence[bool]) -> list[bool]:
-        """Which outputs of a function depend on what is in its arguments, of which ``given`` do on that of inputs."""
-        key = name, tuple(given)
-        if key not in self._known:
-            function = self._functions[name]
-            arguments = [argument.name for argument in function.signature.input_arg]
-            self._known[key] = [True] * len(function.signature.output_arg)  # should it call itself
-            ends = [function.ret[output.name] for output in function.signature.output_arg]
-            start = {argument for argument, is_given in zip(arguments, given, strict=False) if is_given}
-            depends = self._follow([*_arguments(function), *function.node_def], start, ends)
-            self._known[key] = [_producer(end) in depends for end in ends]
-        return self._known[key]
+    def _called(self, name: str, inputs: Sequence[Value], path: str) -> list[Value]:
+        """What is known of the outputs of a function."""
+        require(name in self._functions and self._depth < _DEPTH)
+        function = self._functions[name]
+        self._depth += 1
+        nodes = arguments_of(function)
+        given = {n.name: [_named(x, n, 0, path)] for n, x in zip(nodes, inputs, strict=True)}
+        outputs = self._outputs(function.node_def, given, outputs_of(function), path)
+        self._depth -= 1
+        return outputs
 
-    def _follow(self, nodes: Iterable[NodeDef], given: set[str], ends: Sequence[str]) -> set[str]:
-        """Names of all that depends on what is in ``given``; notes what mixes rows on its way to ``ends``."""
+    def _outputs(
+        self, nodes: Sequence[NodeDef], known: dict[str, list[Value]], ends: Sequence[str], path: str
+    ) -> list[Value]:
+        """What is known of the ``ends`` of a graph or function, of which the arguments may be ``known``."""
         by_name = {node.name: node for node in nodes}
-        live, depends = _reached(by_name, ends), set(given)
-        while True:  # until nothing is added: TensorFlow 1 has loops in its graphs
-            before = len(depends)
-            for name in live:
-                if name in by_name and name not in depends and self._depends(by_name[name], depends):
-                    depends.add(name)
-            if len(depends) == before:
-                break
-        for name in live:
-            if not self.found and name in depends and name in by_name:
-                self._judge(by_name[name], depends, by_name)
-        return depends
+        for node in in_order(by_name, ends):
+            if node.name not in known:
+                values = [_value(*place_of(name, by_name), known) for name in data_inputs(node)]
+                made = self._results(Operation(node, values, shapes_of(node)), f"{path}{node.name}/")
+                known[node.name] = [_named(value, node, n, path) for n, value in enumerate(made)]
+        outputs = [_value(*place_of(end, by_name), known) for end in ends]
+        if not path:
+            self.at = ""
+            require(all(value.axis == 0 for value in outputs))
+        return outputs
 
-    def _depends(self, node: NodeDef, depends: set[str]) -> bool:
-        flags = [_producer(name) in depends for name in _data_inputs(node)]
-        if node.op in _OF_SHAPES or not any(flags):
-            return False
-        return any(self._results(called, flags)) if (called := self._called(node)) else True
-
-    def _called(self, node: NodeDef) -> str:
-        """The function that a node does nothing but call; empty where there is none."""
-        functions = self._of(node) if node.op in _CALLS or node.op in self._functions else []
-        return functions[0] if functions else ""
-
-    def _judge(self, node: NodeDef, depends: set[str], by_name: Mapping[str, NodeDef]) -> None:
-        flags = [_producer(name) in depends for name in _data_inputs(node)]
-        mixes = False
+    def _results(self, op: Operation, path: str) -> list[Value]:
+        node = op.node
+        if functions := self._of(node) if node.op in _CALLS or node.op in self._functions else []:
+            return self._called(functions[0], op.inputs, path)
+        self.at = f"{node.name} ({node.op})"
+        if node.op in ("Placeholder", "_Arg"):
+            return [_argument(op)]
+        if any(x.blocks for x in op.inputs):
+            require(node.op in BLOCKS)
+            return _listed(BLOCKS[node.op](op))
+        if node.op in _SEVERAL_ALIKE:
+            return list(op.inputs)
         if node.op in _BRANCHES:
-            mixes = flags[0]
-            for function in self._of(node):
-                self._results(function, flags[1:])
-        elif node.op in _LOOPS:
-            mixes = self._loops_by_data(node, flags)
-        elif node.op in _OLD_CONTROL:
-            mixes = flags[-1]
-        elif node.op in _ALONG_AXES:
-            axes = _constant(by_name, node.input[1])
-            mixes = flags[0] and _may_be_rows(_shape_of(by_name, node.input[0]), axes)
-        elif node.op in _ALONG_LAST_AXIS:
-            mixes = flags[0] and _may_be_rows(_shape_of(by_name, node.input[0]), [-1])
-        elif node.op.startswith("FusedBatchNorm"):
-            mixes = node.attr["is_training"].b
-        elif node.op.startswith(_OF_ALL):
-            mixes = True
-        if mixes and not self.found:
-            self.found = f"{node.name} ({node.op})"
+            return self._branched(op, path)
+        if node.op in _LOOPS:
+            return self._looped(op, path)
+        if node.op in CONTAINERS:
+            return _listed(CONTAINERS[node.op](op))
+        has_rows = any(x.has_rows for x in op.inputs) and node.op not in OF_SHAPES
+        if has_rows or (node.op in MAKE_ROWS and any(x.counts for x in op.inputs)):
+            require(node.op in _RULES)
+            return _listed(_RULES[node.op](op))
+        return _of_no_rows(op)
 
-    def _loops_by_data(self, node: NodeDef, flags: list[bool]) -> bool:
-        """Whether what is in the inputs decides how often a loop goes on."""
-        condition, body = node.attr["cond"].func.name, node.attr["body"].func.name
-        while (after := [a or b for a, b in zip(flags, self._results(body, flags), strict=True)]) != flags:
-            flags = after
-        return any(self._results(condition, flags))
+    def _branched(self, op: Operation, path: str) -> list[Value]:
+        require(op.inputs[0].is_plain)
+        one, other = (self._called(op.attr(name).func.name, op.inputs[1:], path) for name in _BRANCHES[op.node.op])
+        return list(map(joined, one, other))
+
+    def _looped(self, op: Operation, path: str) -> list[Value]:
+        """What is true before a loop and after each round of it, which the rows do not decide about."""
+        state = list(op.inputs)
+        for _ in range(_ROUNDS):
+            after = [
+                joined(*pair) for pair in zip(state, self._called(op.attr("body").func.name, state, path), strict=True)
+            ]
+            if after == state:
+                require(all(x.is_plain for x in self._called(op.attr("cond").func.name, state, path)))
+                return state
+            state = after
+        raise Mixes
 
 
-def _arguments(function: Any) -> list[NodeDef]:
-    """The arguments of a function as nodes, which have shapes where it was traced with such."""
+def _listed(made: Value | list[Value]) -> list[Value]:
+    return made if isinstance(made, list) else [made]
+
+
+def _argument(op: Operation) -> Value:
+    """Of an input of the graph: data has rows along its first axis, if that is of any size."""
     import tensorflow as tf
 
-    nodes = []
-    for number, argument in enumerate(function.signature.input_arg):
-        node = tf.compat.v1.NodeDef(name=argument.name, op="_Arg")
-        if number in function.arg_attr:
-            node.MergeFrom(tf.compat.v1.NodeDef(attr=function.arg_attr[number].attr))
-        nodes.append(node)
-    return nodes
+    dtype = tf.as_dtype((op.attr("dtype") if "dtype" in op.node.attr else op.attr("T")).type)
+    shape = op.shapes[0] if op.shapes else None
+    has_rows = dtype not in (tf.resource, tf.variant) and (shape is None or shape[:1] == (-1,))
+    return Value(axis=0 if has_rows else None)
 
 
-def _is_data(dtype: int) -> bool:
-    import tensorflow as tf
-
-    return tf.as_dtype(dtype) not in (tf.resource, tf.variant)
-
-
-def _producer(name: str) -> str:
-    """The node or argument that gives a tensor."""
-    return name.split(":")[0]
-
-
-def _data_inputs(node: NodeDef) -> list[str]:
-    return [name for name in node.input if not name.startswith("^")]
+def _of_no_rows(op: Operation) -> list[Value]:
+    """Of the outputs of an operation, in which nothing comes from a row but what shapes say."""
+    several: Sequence[Numbers | None] = [None] * max(1, len(op.shapes))
+    if op.node.op in NUMBERS:
+        several = [NUMBERS[op.node.op](op)]
+    elif op.node.op in NUMBERS_OF_SEVERAL:
+        several = NUMBERS_OF_SEVERAL[op.node.op](op)
+    of_shapes = op.node.op in OF_SHAPES and op.node.op != "Rank"
+    counts = any(x.counts or (of_shapes and x.has_rows) for x in op.inputs)
+    return [free(numbers, counts=counts) for numbers in several]
 
 
-def _ends(nodes: Sequence[NodeDef]) -> list[str]:
-    """What nobody else in a graph needs or waits for; checks, which only raise, are waited for."""
-    used = {_producer(name.removeprefix("^")) for node in nodes for name in node.input}
-    return [node.name for node in nodes if node.name not in used and node.op not in ("NoOp", "Assert")]
+def _named(value: Value, node: NodeDef, number: int, path: str) -> Value:
+    """``value`` with the shape that the node says, if it says one."""
+    shapes = shapes_of(node)
+    shape = shapes[number] if number < len(shapes) and shapes[number] is not None else value.shape
+    return replace(value, shape=shape, name=f"{path}{node.name}:{number}")
 
 
-def _reached(by_name: Mapping[str, NodeDef], ends: Sequence[str]) -> dict[str, None]:
-    """All that ``ends`` are computed from; what comes first in a graph comes first here, mostly."""
-    reached: dict[str, None] = {}
-    left = [_producer(end) for end in ends]
-    while left:
-        name = left.pop()
-        if name not in reached:
-            reached[name] = None
-            left.extend(map(_producer, _data_inputs(by_name[name]) if name in by_name else ()))
-    return dict.fromkeys(reversed(reached))
-
-
-def _constant(by_name: Mapping[str, NodeDef], name: str) -> list[int] | None:
-    """The numbers of a constant; None of anything else."""
-    import tensorflow as tf
-
-    node = by_name.get(_producer(name))
-    if node is None or node.op != "Const":
-        return None
-    return [int(number) for number in np.ravel(tf.make_ndarray(node.attr["value"].tensor))]
-
-
-def _shape_of(by_name: Mapping[str, NodeDef], name: str) -> list[int] | None:
-    """Sizes of a tensor, -1 where they vary; None where nobody knows."""
-    node = by_name.get(_producer(name))
-    if node is None or "_output_shapes" not in node.attr:
-        return None
-    last = name.split(":")[-1] if ":" in name else "0"
-    shapes = node.attr["_output_shapes"].list.shape
-    if len(shapes) == 1:
-        last = "0"
-    if not last.isdigit() or int(last) >= len(shapes) or shapes[int(last)].unknown_rank:
-        return None
-    return [dim.size for dim in shapes[int(last)].dim]
-
-
-def _may_be_rows(shape: list[int] | None, axes: list[int] | None) -> bool:
-    """Whether one of ``axes`` of a tensor of this shape may be that of rows, of which nobody knows how many come."""
-    if axes is None:  # computed, of a tensor of any rank
-        return True
-    if shape is None:
-        return any(axis <= 0 for axis in axes)
-    # The first that varies is that of rows: behind it are those of an image of any size, say.
-    rows = next((axis for axis, size in enumerate(shape) if size < 0), None)
-    return rows is not None and any(axis in (rows, rows - len(shape)) for axis in axes)
+def _value(producer: str, place: int, known: Mapping[str, list[Value]]) -> Value:
+    values = known[producer]
+    require(place < len(values) or not any(value.has_rows for value in values))
+    return values[min(place, len(values) - 1)]

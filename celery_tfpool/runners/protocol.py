@@ -8,7 +8,6 @@ and called is for its subclasses in `keras_runner`, `free_runner` and
 from __future__ import annotations
 
 import contextlib
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,8 +29,15 @@ GraphDefOf = Callable[[], Any]
 
 
 def graph_def_of(concrete: Any) -> GraphDefOf:
-    """Gives the GraphDef of a concrete function, with the shapes of its tensors."""
-    return functools.partial(concrete.graph.as_graph_def, add_shapes=True)
+    """Gives the GraphDef of a concrete function, with the shapes of its tensors, and a "_Retval" for each output."""
+
+    def graph_def() -> Any:
+        made = concrete.graph.as_graph_def(add_shapes=True)
+        for number, output in enumerate(concrete.outputs):
+            made.node.add(name=f"_retval_{number}", op="_Retval", input=[output.name])
+        return made
+
+    return graph_def
 
 
 class CannotPack(Exception):

@@ -1,0 +1,249 @@
+"""Which graphs keep rows apart: by operations, by what the rules do not know, and by chance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import assume, event, given, settings
+from hypothesis import strategies as st
+from keras import layers
+
+from celery_tfpool.predictors.row_mixing import mixes_rows
+from celery_tfpool.runners.protocol import graph_def_of
+
+Function = Callable[[Any], Any]
+
+
+def graph_of(function: Function, shape: tuple[int | None, ...] = (3,), dtype: str = "float32") -> Any:
+    concrete = tf.function(function).get_concrete_function(tf.TensorSpec([None, *shape], dtype))
+    return graph_def_of(concrete)()
+
+
+def limited(found: Any, x: Any) -> Any:
+    """``x``, unless what was found is beyond what any trial has."""
+    return tf.where(found > 1e6, x * 0, x)
+
+
+def scanned(x: Any) -> Any:
+    """Each row and those before it, in a loop over rows."""
+    return tf.scan(lambda total, row: total + row, x)
+
+
+#: Shape of a row → what of such rows looks at several, most of them only above a limit or below rounding.
+MIXING: dict[tuple[int | None, ...], dict[str, Function]] = {
+    (3,): {
+        "largest of a column": lambda x: limited(tf.reduce_max(x, 0), x),
+        "largest of a row, transposed": lambda x: limited(tf.reduce_max(tf.transpose(x), 1), x),
+        "product with its transpose": lambda x: x + 1e-9 * tf.matmul(tf.matmul(x, x, transpose_b=True), x),
+        "product of transposes": lambda x: x * tf.linalg.diag_part(tf.matmul(x, x, transpose_a=True)),
+        "einsum over rows": lambda x: limited(tf.einsum("ij->j", x), x),
+        "einsum of all pairs": lambda x: x + 1e-9 * tf.einsum("ij,kj->i", x, x)[:, None],
+        "softmax of columns": lambda x: tf.transpose(tf.nn.softmax(tf.transpose(x))),
+        "pooled, rows as places": lambda x: tf.nn.max_pool1d(x[None], 2, 1, "SAME")[0],
+        "convolved, rows as places": lambda x: tf.nn.conv1d(x[None], tf.ones([2, 3, 3]), 1, "SAME")[0],
+        "scattered": lambda x: tf.scatter_nd(tf.cast(x[:, :1], "int64") * 0, x, tf.shape(x, "int64")),
+        "updated": lambda x: tf.tensor_scatter_nd_update(x, [[0]], [[1.0, 2.0, 3.0]]),
+        "rolled": lambda x: tf.where(x > 1e6, tf.roll(x, 1, 0), x),
+        "first row": lambda x: tf.where(x > 1e6, x[:1], x),
+        "first row, by number": lambda x: tf.where(x > 1e6, x[0], x),
+        "last row": lambda x: tf.where(x > 1e6, x[-1], x),
+        "all but the first": lambda x: tf.pad(x[1:], [[0, 1], [0, 0]]),
+        "rows backwards": lambda x: tf.where(x > 1e6, x[::-1], x),
+        "rows reversed": lambda x: tf.where(x > 1e6, tf.reverse(x, [0]), x),
+        "gathered rows": lambda x: tf.gather(x, tf.argsort(x[:, 0])),
+        "gathered by numbers in the row": lambda x: tf.where(x > 1e6, tf.gather(x, tf.cast(x[:, 0], "int32") * 0), x),
+        "scanned": lambda x: tf.where(x > 1e6, scanned(x), x),
+        "cumulated": lambda x: tf.where(x > 1e6, tf.cumsum(x), x),
+        "sorted": lambda x: tf.where(x > 1e6, tf.sort(x, axis=0), x),
+        "how many rows there are": lambda x: x * tf.cast(tf.where(tf.shape(x)[0] > 1000, 0, 1), x.dtype),
+        "a branch by how many there are": lambda x: tf.cond(tf.shape(x)[0] > 1000, lambda: x * 0, lambda: x),
+        "as many rounds as rows": lambda x: tf.while_loop(
+            lambda i, _: i < tf.shape(x)[0], lambda i, y: (i + 1, y + 1e-9), (0, x)
+        )[1],
+        "numbered": lambda x: x + 1e-9 * tf.cast(tf.range(tf.shape(x)[0]), x.dtype)[:, None],
+        "numbered by a sum": lambda x: x + 1e-9 * tf.cumsum(tf.ones_like(x)),
+        "columns as rows": lambda x: tf.reshape(tf.transpose(x), tf.shape(x)),
+        "two rows in one": lambda x: tf.reshape(tf.reshape(x, [-1, 6]), [-1, 3]),
+        "rows and columns by size": lambda x: tf.reshape(tf.reshape(x, [3, -1]) * 2, [-1, 3]),
+        "reduced over a reshaped axis": lambda x: limited(tf.reduce_max(tf.reshape(x, [1, -1, 3]), 1), x),
+        "all pairs": lambda x: limited(tf.reduce_max(x[:, None] - x[None], [1, 2])[:, None], x),
+        "transposed rows beside rows": lambda x: x[:, :1] + 1e-9 * tf.transpose(x[:, :1]),
+        "unique": lambda x: tf.gather(*tf.unique(x[:, 0])),
+        "where": lambda x: limited(tf.cast(tf.size(tf.where(x > 1e6)), x.dtype) * 1e7, x),
+        "segments": lambda x: tf.math.unsorted_segment_sum(x, tf.zeros(tf.shape(x)[0], "int32"), 1) + x,
+        "norm of all": lambda x: tf.clip_by_norm(x, 1e6),
+        "norm of columns": lambda x: tf.where(x > 1e6, tf.math.l2_normalize(x, 0), x),
+        "moments of the batch": lambda x: limited(tf.nn.moments(x, [0])[1], x),
+        "in training": lambda x: (
+            tf.compat.v1.nn.fused_batch_norm(x[:, None, None], [1e-9] * 3, [0.0] * 3)[0][:, 0, 0] + x
+        ),
+        "rows into weights": lambda x: (
+            x + 1e-9 * tf.nn.conv2d(x[:, None, None], tf.transpose(x)[None, None], 1, "SAME")[:, 0, 0, :1]
+        ),
+        "space from batch": lambda x: tf.reshape(tf.batch_to_space(x[:, None, None], [1, 1], [[0, 0]] * 2), [-1, 3]),
+        "a branch by a row": lambda x: tf.cond(x[0, 0] > 1e6, lambda: x * 0, lambda: x),
+        "a loop by rows": lambda x: tf.while_loop(lambda y: tf.reduce_max(y) > 1e6, lambda y: (y / 2,), (x,))[0],
+        "a list of rows": lambda x: tf.map_fn(lambda row: row * 2, x),
+        "rows by Python's loop": lambda x: tf.stack([x[n % 2] for n in range(3)]) + x[:3],
+        "vectorized": lambda x: tf.vectorized_map(lambda row: row / tf.reduce_max(row), x) + x[0],
+        "tiled": lambda x: tf.tile(x, [2, 1])[: tf.shape(x)[0]],
+        "tiled into rows": lambda x: tf.reshape(tf.tile(x, [1, 2]), [2, -1, 3])[0],
+        "concatenated rows": lambda x: tf.concat([x[:0] + 1, x], 0),
+        "split rows": lambda x: x + 1e-9 * tf.reduce_sum(tf.split(x, 1, 0)[0], 0),
+        "unstacked columns": lambda x: tf.stack(tf.unstack(tf.transpose(x), axis=0), 0),
+    },
+    (None,): {
+        "rows to the back": lambda x: tf.transpose(tf.reshape(tf.transpose(x), tf.shape(x))),
+        "rows and places swapped": lambda x: tf.reshape(x, [tf.shape(x)[1], tf.shape(x)[0]]),
+        "largest along the first of unknown": lambda x: limited(tf.reduce_max(x, axis=-2), x),
+        "flat": lambda x: limited(tf.reduce_max(tf.reshape(x, [-1])), x),
+    },
+    (2, 4): {
+        "attention between rows": lambda x: tf.transpose(
+            layers.Attention()([tf.transpose(x, [1, 0, 2])] * 2), [1, 0, 2]
+        ),
+        "normalised over rows": lambda x: limited(tf.nn.moments(x, [0, 1])[0], x),
+        "rows as channels": lambda x: tf.transpose(tf.nn.softmax(tf.transpose(x, [1, 2, 0])), [2, 0, 1]),
+        "rows in another order of axes": lambda x: tf.reshape(tf.transpose(x, [1, 0, 2]), [-1, 2, 4]),
+        "merged with time, then divided by time": lambda x: (
+            tf.reshape(tf.reduce_max(tf.reshape(tf.transpose(x, [1, 0, 2]), [2, -1]), 1), [2])[None, :, None] + x
+        ),
+        "a recurrence over rows": lambda x: tf.transpose(
+            tf.scan(lambda total, row: total + row, x) * 1e-9 + x, [0, 1, 2]
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize(("shape", "name"), [(shape, name) for shape, named in MIXING.items() for name in named])
+def test_mixing(shape: tuple[int | None, ...], name: str) -> None:
+    assert mixes_rows(graph_of(MIXING[shape][name], shape))
+
+
+dense = layers.Dense(4)
+dense.build((None, None, 1))
+
+#: What real models are made of.
+APART: dict[tuple[int | None, ...], dict[str, Function]] = {
+    (3,): {
+        "a function in a function": tf.function(lambda x: tf.function(tf.nn.softmax)(x) + x),
+        "largest of the row": lambda x: x / tf.reduce_max(tf.abs(x), -1, keepdims=True),
+        "sorted": lambda x: tf.sort(x, axis=-1),
+        "twice transposed": lambda x: tf.transpose(tf.transpose(x) * 2),
+        "einsum": lambda x: tf.einsum("ij,jk->ik", x, tf.ones([3, 4])),
+        "one-hot": lambda x: tf.one_hot(tf.argmax(x, -1), 3),
+        "from a table": lambda x: tf.gather(tf.ones([4, 2]), tf.cast(x, "int32") * 0),
+        "beside a constant for each row": lambda x: tf.concat([x, tf.fill([tf.shape(x)[0], 1], 7.0)], -1),
+        "beside a constant that is broadcast": lambda x: tf.concat([x, tf.tile([[7.0]], [tf.shape(x)[0], 1])], -1),
+        "a branch of its own constant": lambda x: tf.cond(tf.constant(1) > 0, lambda: x * 2, lambda: x),
+        "images of the row": lambda x: tf.reshape(
+            tf.nn.conv2d(tf.reshape(x, [-1, 3, 1, 1]), tf.ones([2, 1, 1, 4]), 1, "SAME"), [-1, 12]
+        ),
+        "unstacked": lambda x: tf.stack(tf.unstack(x, axis=1), 1),
+        "distances from known points": lambda x: tf.reduce_sum((x[:, None] - tf.ones([5, 3])) ** 2, -1),
+    },
+    (None,): {
+        "masked": lambda x: tf.where(x > 0, x, tf.zeros_like(x)) / tf.reduce_sum(x, -1, keepdims=True),
+        "dense of each": dense,
+    },
+    (5, 4): {
+        "pairs of places": lambda x: tf.matmul(x, x, transpose_b=True),
+        "places first": lambda x: tf.transpose(tf.transpose(x, [1, 0, 2]) * tf.ones([5, 1, 4]), [1, 0, 2]),
+        "backwards in time": lambda x: tf.reverse(x, [1])[:, ::-1][:, :3],
+        "the last place": lambda x: x[:, -1, ...],
+        "padded in time": lambda x: tf.pad(x, [[0, 0], [1, 0], [0, 0]])[:, :-1],
+        "a Fourier transform": lambda x: tf.abs(tf.signal.rfft(x)),
+        "inverse": lambda x: tf.linalg.inv(tf.matmul(x, x, transpose_a=True) + tf.eye(4)),
+        "pieces of all rows": lambda x: tf.reshape(tf.reshape(x, [-1, 4]) @ tf.ones([4, 2]), [-1, 5, 2]),
+    },
+}
+
+
+@pytest.mark.parametrize(("shape", "name"), [(shape, name) for shape, named in APART.items() for name in named])
+def test_apart(shape: tuple[int | None, ...], name: str) -> None:
+    assert "" == mixes_rows(graph_of(APART[shape][name], shape))
+
+
+# -- by chance ----------------------------------------------------------------------
+
+
+def steps_of(shape: tuple[int, ...]) -> list[Function]:
+    """What may be done with a tensor of this rank, most of it with any axis."""
+    rank = len(shape)
+    steps: list[Function] = [
+        tf.nn.softmax,
+        tf.tanh,
+        lambda x: x + tf.ones([3]),
+        lambda x: x * 2 + tf.reverse(x, [rank - 1]),
+        lambda x: tf.reshape(x, [-1, *shape[1:]]),
+        lambda x: tf.reshape(x, [tf.shape(x)[0], -1]),
+        lambda x: tf.reshape(x, [-1, 6]),
+        lambda x: tf.reshape(x, [2, -1, 3]),
+        lambda x: tf.reshape(x, [-1, 2, 3]),
+        lambda x: tf.reshape(x, [1, -1, 3]),
+        lambda x: tf.matmul(x, x, transpose_b=True),
+        lambda x: tf.matmul(x, tf.ones([x.shape[-1], 3])) if x.shape[-1] else x,
+    ]
+    for axis in range(rank):
+        steps += [
+            lambda x, axis=axis: tf.reduce_sum(x, axis),
+            lambda x, axis=axis: x - tf.reduce_mean(x, axis, keepdims=True),
+            lambda x, axis=axis: tf.cumsum(x, axis),
+            lambda x, axis=axis: tf.reverse(x, [axis]),
+            lambda x, axis=axis: tf.expand_dims(x, axis),
+            lambda x, axis=axis: tf.concat([x, x * 3], axis),
+            lambda x, axis=axis: tf.stack([x, x + 1], axis),
+            lambda x, axis=axis: tf.gather(x, [0, 0], axis=axis),
+            lambda x, axis=axis: tf.transpose(x, [axis, *[n for n in range(rank) if n != axis]]),
+            lambda x, axis=axis: x + tf.transpose(x, [axis, *[n for n in range(rank) if n != axis]]),
+            lambda x, axis=axis: x[(slice(None),) * axis + (slice(0, 1),)],
+            lambda x, axis=axis: x[(slice(None),) * axis + (0,)],
+            lambda x, axis=axis: tf.repeat(x, 2, axis),
+            lambda x, axis=axis: tf.roll(x, 1, axis),
+        ]
+    return steps
+
+
+def built(data: Any, length: int) -> Function:
+    """A function of so many steps, each of which may follow the last."""
+    steps: list[Function] = []
+    value = tf.constant(np.random.default_rng(0).normal(size=(2, 2, 3)), tf.float32)
+    for _ in range(length):
+        step = data.draw(st.sampled_from(steps_of(tuple(value.shape))))
+        try:
+            value = step(value)
+        except (ValueError, tf.errors.OpError):
+            continue
+        if 1 <= len(value.shape) <= 4 and tf.size(value) <= 1000:
+            steps.append(step)
+        else:
+            break
+
+    def function(x: Any) -> Any:
+        for step in steps:
+            x = step(x)
+        return x
+
+    return function
+
+
+@given(st.data(), st.integers(1, 6))
+@settings(max_examples=300, deadline=None)
+def test_rows_alone_and_together(data: Any, length: int) -> None:
+    """Whatever is said to keep rows apart gives each the numbers that it has alone."""
+    function = built(data, length)
+    try:
+        graph = graph_of(function, (2, 3))
+        values = np.random.default_rng(1).normal(size=(3, 2, 3)).astype("float32")
+        alone = [function(tf.constant(value[None])).numpy() for value in values]
+        together = function(tf.constant(values)).numpy()
+    except (ValueError, tf.errors.OpError):
+        assume(False)
+    is_apart = not mixes_rows(graph)
+    event("apart" if is_apart else "mixing")
+    if is_apart and all(len(one) == 1 for one in alone):
+        np.testing.assert_allclose(np.concatenate(alone), together, rtol=1e-4, atol=1e-5)
