@@ -15,6 +15,7 @@ import importlib
 import math
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 CONTENT_TYPE = "application/vnd.celery-tfpool.tensor"
@@ -45,7 +46,7 @@ def loads(data: Any) -> Any:
 
 
 #: What kombu is told, by the entry point ``tensor`` of the group ``kombu.serializers``.
-tensor = dumps, loads, CONTENT_TYPE, "binary"
+tensor: tuple[Callable[[Any], bytes], Callable[[Any], Any], str, str] = dumps, loads, CONTENT_TYPE, "binary"
 
 
 def _msgpack() -> Any:

@@ -10,6 +10,7 @@ worker from outside.  Knows Celery and billiard, which no other room does; not h
     inspect          ``celery inspect tfpool`` and ``stats``, the banner
     fork_guard       fork, spawn, or refuse
     watched          follow, kill and replace children, in both engines
+    bases            classes of Celery and billiard that are extended
     async_engine     the pool for brokers with an event loop
     blocking_engine  the pool for the others
     child_rules      when a child is overdue

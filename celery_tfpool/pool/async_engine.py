@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery.concurrency import asynpool
-
 from .._celery import AsyncPoolNames
+from .bases import AsynPool
 from .child_main import AsyncWorker, Worker
 from .watched import Watched
 
 
-class TFAsynPool(Watched, AsyncPoolNames, asynpool.AsynPool):  # type: ignore[misc]
+class TFAsynPool(Watched, AsyncPoolNames, AsynPool):
     """The engine for brokers with an event loop."""
 
     child_class: type[Worker] = AsyncWorker

@@ -19,17 +19,16 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import IO, Any
 
-import billiard.pool
 from billiard import reduction
-from billiard.queues import SimpleQueue
 
 from .._celery import BlockingPoolNames, PipeNames, is_alive
 from ..processes import GRACE
+from .bases import BlockingPool, SimpleQueue
 from .child_main import BlockingWorker, Worker
 from .watched import Watched
 
 
-class TFBlockingPool(Watched, BlockingPoolNames, billiard.pool.Pool):  # type: ignore[misc]
+class TFBlockingPool(Watched, BlockingPoolNames, BlockingPool):
     """The engine for all other brokers."""
 
     child_class: type[Worker] = BlockingWorker
@@ -74,7 +73,7 @@ class TFBlockingPool(Watched, BlockingPoolNames, billiard.pool.Pool):  # type: i
             BlockingPoolNames.finish_tasks(inqueue, task_handler, pool)
 
 
-class CrashSafeQueue(PipeNames, SimpleQueue):  # type: ignore[misc]
+class CrashSafeQueue(PipeNames, SimpleQueue):
     """A pipe that children share, which stays usable however one of them ends while it holds a lock.
 
     An idle child always holds the reader's lock.  In billiard its death locks

@@ -10,8 +10,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-import billiard.pool
-from celery.concurrency import asynpool
+import billiard.compat
 from celery.platforms import EX_FAILURE
 from celery.utils.log import get_logger
 
@@ -19,6 +18,7 @@ from .. import processes
 from .._celery import ChildNames, judge_memory_by
 from ..errors import ModelLoadError
 from . import child
+from .bases import AsynPoolWorker, BlockingPoolWorker
 from .child_rules import Status
 from .plan import Plan
 
@@ -92,9 +92,9 @@ def private_memory() -> int:
     return int(billiard.compat.mem_rss()) if written is None else written // 1024
 
 
-class AsyncWorker(Worker, asynpool.Worker):  # type: ignore[misc]
+class AsyncWorker(Worker, AsynPoolWorker):
     """A child on an event loop's pipes."""
 
 
-class BlockingWorker(Worker, billiard.pool.Worker):  # type: ignore[misc]
+class BlockingWorker(Worker, BlockingPoolWorker):
     """A child on shared pipes."""

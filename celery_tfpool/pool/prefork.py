@@ -20,7 +20,6 @@ from dataclasses import replace
 from typing import Any
 
 import celery
-from celery.concurrency.prefork import TaskPool
 from celery.exceptions import WorkerShutdown
 from celery.platforms import EX_FAILURE
 from celery.utils.log import get_logger
@@ -39,6 +38,7 @@ from ..predictors.supervisor import CannotStart, Supervisor
 from ..setting_checks import ModelPath
 from . import fork_guard
 from .async_engine import TFAsynPool
+from .bases import TaskPool
 from .blocking_engine import TFBlockingPool
 from .plan import Plan, assign, preimport
 
@@ -47,7 +47,7 @@ logger: logging.Logger = get_logger(__name__)
 WorkController.Blueprint.default_steps.add("celery_tfpool.pool.startup:Models")
 
 
-class TFPrefork(TaskPool):  # type: ignore[misc]
+class TFPrefork(TaskPool):
     """Celery's prefork pool, in which TensorFlow and Keras work.
 
     Choose it with ``celery -A proj worker --pool=celery_tfpool:TFPrefork``.

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from celery import bootsteps
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 
@@ -27,6 +26,7 @@ from ..runners import location, tf_state
 from ..runners.location import Kind
 from ..runners.options import LoadOptions
 from ..settings import Settings, check
+from .bases import StartStopStep
 from .deferral import with_deferred
 from .inspect import banner, facts
 from .plan import absolute, all_predicted_elsewhere, needs_preimport, plan, predictor_threads, preimport, usable_cores
@@ -35,7 +35,7 @@ from .prefork import TFPrefork, preparation
 logger: logging.Logger = get_logger(__name__)
 
 
-class Models(bootsteps.StartStopStep):  # type: ignore[misc]
+class Models(StartStopStep):
     """Runs after the pool is made and before it forks; only with `TFPrefork`."""
 
     requires: tuple[str, ...] = ("celery.worker.components:Pool",)
