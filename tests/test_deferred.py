@@ -6,10 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import APPS, StartWorker, make_model, python_path, quiet, wait_until
+
+from celery_tfpool.models.stand_in import Later
 
 AS_WRITTEN = APPS / "as_written"
 APP_NAMES = ["global_model", "with_graph", "task_class", "lazy_property", "flask_app", "mysite", "prepared"]
@@ -174,3 +180,18 @@ def lines_of(program: str, models: dict[str, str]) -> list[str]:
     env = quiet(os.environ) | environment(models) | {"TFPOOL_TEST_CONF": json.dumps({})}
     command = [sys.executable, "-c", program]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_loaded_once_by_two_threads() -> None:
+    """What is no pack is loaded by the first thread that uses it, and the others wait."""
+    started: list[int] = []
+
+    def load() -> Any:
+        started.append(threading.get_ident())
+        time.sleep(0.2)
+        return str
+
+    later = Later(load, "a detector")
+    with ThreadPoolExecutor(4) as threads:
+        assert ["7"] * 4 == list(threads.map(later, [7] * 4))
+    assert 1 == len(started)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,19 +94,23 @@ def _again(name: str, path: str, line: str) -> StandIn:
 class Later:
     """Of anything else: loaded by the call that was made here, at its first use in each process."""
 
-    __slots__ = ("_call", "_loaded", "_what")
+    __slots__ = ("_call", "_loaded", "_locks", "_what")
     _call: Callable[[], Any]
 
     def __init__(self, call: Callable[[], Any], what: str) -> None:
         object.__setattr__(self, "_call", call)
         object.__setattr__(self, "_what", what)
         object.__setattr__(self, "_loaded", {})
+        object.__setattr__(self, "_locks", {})
 
     def _get(self) -> Any:
-        loaded = self._loaded
-        if os.getpid() not in loaded:
-            loaded[os.getpid()] = self._call()
-        return loaded[os.getpid()]
+        pid, loaded = os.getpid(), self._loaded
+        if pid not in loaded:
+            # Of each process its own: one that was held at a fork stays held there.
+            with self._locks.setdefault(pid, threading.RLock()):
+                if pid not in loaded:
+                    loaded[pid] = self._call()
+        return loaded[pid]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith(ASKED_OF_ANYTHING):
