@@ -12,7 +12,7 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 from keras import layers
 
-from celery_tfpool.predictors.row_mixing import mixes_rows
+from celery_tfpool.engines.row_mixing import mixes_rows
 from celery_tfpool.runners.protocol import graph_def_of
 
 Function = Callable[[Any], Any]

@@ -22,16 +22,8 @@ A request's way, downward:
 What it stands on:
 
     row_check        may rows of different tasks share a call?
-    row_mixing       does a graph look at several rows together?
-    row_axis         where the rows are in a tensor
-    row_rules        how operations that compute numbers treat rows
-    row_moves        how operations that move, cut and join tensors do
-    row_containers   how lists of tensors, and images cut into blocks, do
-    shape_numbers    the numbers that shapes are made of
-    graph_nodes      what the nodes of a GraphDef say
     tuning           which call is fastest, and how many rows at a time
     freezing         variables as constants, called in a session
-    folding          batch normalisation folded into depthwise convolutions
     statistics       what a predictor has done
     busyness         how busy each is, for whoever chooses one
     casualties       what was being computed when one died

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from .. import _tensorflow
+from ..engines import folding
 from ..packs.attach import concrete
 from ..runners.protocol import CannotPack, Compiled, GraphDefOf, Runner
-from . import folding
 
 #: Where none of these is in a graph, only a small model has shown a gain.
 _WORTH_IT = {"Conv1D", "Conv2D", "Conv3D", "DepthwiseConv2dNative", "Conv2DBackpropInput", "FusedBatchNormV3"}

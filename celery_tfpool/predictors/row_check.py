@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from ..engines.row_mixing import mixes_rows
 from ..runners.compare import are_close, precision_of
 from ..runners.convert import short
 from ..runners.protocol import Compiled
 from ..runners.spec import Port
-from .row_mixing import mixes_rows
 
 #: How large the numbers of each row of a trial are, of which the first two are equal; where these are too much, others.
 SCALES = ((1.0, 1.0, 4.0, -2.0, 0.5, 3.0), (1.0, 1.0, 0.5, 0.25, 0.125, 0.75))
