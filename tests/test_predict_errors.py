@@ -320,6 +320,28 @@ def test_saved_model_of_unknown_outputs(tmp_path: Path):
     assert (0, 3) == handle(path).predict(np.zeros((0, 3))).shape
 
 
+def test_saved_model_without_signature(tmp_path: Path):
+    """The object that was saved is called, as those of TensorFlow Hub are; one that cannot be called is refused."""
+    path, called = str(tmp_path / "called"), Called()
+    called(tf.ones([2, 3]))
+    called(tf.ones([1, 3]))
+    tf.saved_model.save(called, path)
+    model = handle(path)
+    answer = model.predict(np.float32([[1.0, 2.0, 3.0]]))
+    assert isinstance(answer["y"], np.ndarray)
+    assert [[2.0, 4.0, 6.0]] == answer["y"].tolist()
+    path = str(tmp_path / "not_called")
+    tf.saved_model.save(Odd(), path)  # of three functions none is the usual one
+    with pytest.raises(ModelLoadError, match="no serving signature, and the object that was saved cannot be called"):
+        handle(path).predict([ROW])
+
+
+class Called(tf.Module):
+    @tf.function(reduce_retracing=True)
+    def __call__(self, x: Any) -> Any:
+        return {"y": x * 2}
+
+
 class Odd(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec((None, 3)), tf.TensorSpec(())])
     def scaled(self, x: Any, factor: Any) -> Any:

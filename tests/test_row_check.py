@@ -21,8 +21,8 @@ from celery_tfpool.predictors.batching import Part
 from celery_tfpool.predictors.calls import Call, run
 from celery_tfpool.predictors.row_check import Reason, are_close
 from celery_tfpool.predictors.served_model import ServedModel
+from celery_tfpool.runners import saved_model
 from celery_tfpool.runners.keras_model import KerasRunner
-from celery_tfpool.runners.saved_model import SignatureRunner
 from celery_tfpool.runners.subclassed import FreeRunner
 
 FLOAT32 = float(np.finfo("float32").eps)
@@ -299,7 +299,7 @@ def test_failed_warm_up_skips_no_check(tmp_path: Path) -> None:
 
     module = Squeezing()
     tf.saved_model.save(module, str(tmp_path), signatures=module.serve)
-    model = ServedModel(SignatureRunner("m", str(tmp_path)), 8)
+    model = ServedModel(saved_model.runner_of("m", str(tmp_path)), 8)
     model.warm_up()
     assert Reason.TRIAL_FAILED == model.alone
     assert model.detail

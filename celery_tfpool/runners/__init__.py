@@ -9,7 +9,7 @@ packs, of other processes, or of when a model is loaded.
     stored       loads what Keras or TensorFlow stored, or a function makes
     keras_model  calls a model that says what inputs it takes
     subclassed   calls one that does not
-    saved_model  calls a SavedModel by its signature
+    saved_model  calls a SavedModel by its signature, or, without one, as an object
     any_object   calls what is no Keras model, and has a predict() of its own
     inputs       which part of the data is which input
     spec         one input or output: does a value fit?

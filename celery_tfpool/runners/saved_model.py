@@ -1,4 +1,4 @@
-"""Call a SavedModel by its serving signature.
+"""Call a SavedModel: by its serving signature, or, where it has none, as the object that was saved.
 
 A signature says names, dtypes and shapes of inputs and outputs, and nothing
 else of the model is known: no Keras, no ``fit``, no layers.
@@ -13,6 +13,8 @@ from typing import Any
 
 from .. import _tensorflow
 from . import location
+from .any_object import ObjectRunner
+from .convert import to_numpy
 from .inputs import Named
 from .protocol import Compiled, Runner, graph_def_of
 from .spec import port_of
@@ -20,13 +22,37 @@ from .spec import port_of
 logger: logging.Logger = logging.getLogger(__name__)
 
 
+def runner_of(name: str, path: str, signature: str | None = None) -> Runner:
+    """Of the SavedModel at ``path``, ready to predict.
+
+    Raises:
+        BadSource: it has no such signature, or none at all and cannot be called; or a signature that cannot be served.
+    """
+    loaded = _load(path)
+    if signature is None and not loaded.signatures and callable(loaded):
+        return CallRunner(name, loaded)
+    return SignatureRunner(name, loaded, signature)
+
+
+class CallRunner(ObjectRunner):
+    """Calls of the object that was saved, which has no signature: most of TensorFlow Hub."""
+
+    def delegate(self, x: Any, **options: Any) -> Any:
+        """What the object's own call gives, as arrays."""
+        return to_numpy(super().delegate(x, **options))
+
+    def only_here(self) -> str:
+        """Why it cannot predict for other processes."""
+        return "it is a SavedModel without a signature, of which nobody knows what it takes; its own call predicts"
+
+
 class SignatureRunner(Runner):
     """Calls of a SavedModel's serving signature."""
 
     _inputs: Named
 
-    def __init__(self, name: str, path: str, signature: str | None = None) -> None:
-        self._loaded = _load(path)  # owns the variables: must live as long as the signature
+    def __init__(self, name: str, loaded: Any, signature: str | None = None) -> None:
+        self._loaded = loaded  # owns the variables: must live as long as the signature
         self._signature = _signature(self._loaded, name, signature)
         _, inputs = self._signature.structured_input_signature
         outputs = self._signature.structured_outputs
@@ -95,7 +121,10 @@ def _signature(loaded: Any, name: str, wanted: str | None) -> Any:
     known = ", ".join(map(repr, sorted(signatures)))
     key = wanted or (_USUAL if _USUAL in signatures else next(iter(signatures), None))
     if key is None:
-        raise location.BadSource("the SavedModel has no serving signature; save it with model.export(path)")
+        raise location.BadSource(
+            "the SavedModel has no serving signature, and the object that was saved cannot be called; save it with "
+            "model.export(path), or with tf.saved_model.save(object, path, signatures=...)"
+        )
     if key not in signatures:
         raise location.BadSource(f"the SavedModel has no signature {key!r}; it has {known or 'none'}")
     if wanted is None and len(signatures) > 1:

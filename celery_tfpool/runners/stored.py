@@ -12,13 +12,12 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from . import location, subclassed, tf_state
+from . import location, saved_model, subclassed, tf_state
 from .any_object import ObjectRunner, can_predict
 from .keras_model import KerasRunner
 from .location import Kind
 from .options import NOTHING, LoadOptions
 from .protocol import Runner
-from .saved_model import SignatureRunner
 from .subclassed import FreeRunner
 
 
@@ -40,7 +39,7 @@ def load_stored(
     if kind is Kind.PACK:
         raise location.BadSource("it is a pack, which has no other form")
     if kind is Kind.SAVED_MODEL:
-        return SignatureRunner(name, os.path.expanduser(path), options.signature)
+        return saved_model.runner_of(name, os.path.expanduser(path), options.signature)
     _check_backend()
     model = _made_by(path) if kind is Kind.FUNCTION else _stored_at(path, kind, safe_mode, compiled, options)
     return _runner_of(model)(name, model)
