@@ -90,6 +90,7 @@ MIXING: dict[tuple[int | None, ...], dict[str, Function]] = {
         "a list of rows": lambda x: tf.map_fn(lambda row: row * 2, x),
         "rows by Python's loop": lambda x: tf.stack([x[n % 2] for n in range(3)]) + x[:3],
         "vectorized": lambda x: tf.vectorized_map(lambda row: row / tf.reduce_max(row), x) + x[0],
+        "padded, by numbers side by side": lambda x: tf.pad(x, tf.stack([tf.constant([0, 0]), tf.constant([4, 0])], 1)),
         "tiled": lambda x: tf.tile(x, [2, 1])[: tf.shape(x)[0]],
         "tiled into rows": lambda x: tf.reshape(tf.tile(x, [1, 2]), [2, -1, 3])[0],
         "concatenated rows": lambda x: tf.concat([x[:0] + 1, x], 0),

@@ -46,7 +46,7 @@ def _names(words: str) -> list[str]:
 
 #: Each number by itself.
 _ALIKE = _names("""
-    Abs Acos Acosh Angle AsString Asin Asinh Atan Atanh BesselI0e BesselI1e Bitcast Bucketize Cast Ceil CheckNumerics
+    Abs Acos Acosh Angle AsString Asin Asinh Atan Atanh BesselI0e BesselI1e Bucketize Cast Ceil CheckNumerics
     ComplexAbs Conj Cos Cosh DecodeBase64 Digamma Elu EncodeBase64 EnsureShape Erf Erfc Erfinv Exp Expm1
     FakeQuantWithMinMaxArgs Floor Identity Imag Inv Invert IsFinite IsInf IsNan LeakyRelu Lgamma Log Log1p LogicalNot
     Ndtri Neg OnesLike PlaceholderWithDefault PreventGradient Real Reciprocal Relu Relu6 Rint Round Rsqrt Selu Sigmoid
@@ -85,6 +85,15 @@ def _alike(op: Operation) -> Value:
     """Numbers, or lists of tensors, as the input has them."""
     x = op.inputs[0]
     return Value(axis=x.axis, per=x.per, element=x.element)
+
+
+def _bitcast(op: Operation) -> Value:
+    """Of numbers of another size there are more, or fewer, along the last axis."""
+    import tensorflow as tf
+
+    sizes = {tf.as_dtype(op.attr(name).type).size for name in ("T", "type")}
+    require(len(sizes) == 1 or op.inputs[0].from_right > 1)
+    return _alike(op)
 
 
 def broadcast(op: Operation) -> Value:
@@ -221,6 +230,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(["MatrixSolve", "MatrixTriangularSolve"], partial(_solve, 2)),
     **dict.fromkeys(["CudnnRNN", "CudnnRNNV2", "CudnnRNNV3"], _cudnn_rnn),
     "BiasAdd": _bias,
+    "Bitcast": _bitcast,
     "Cross": partial(_solve, 1),
     "Einsum": _einsum,
     "Select": _select,

@@ -61,12 +61,19 @@ def _joined(op: Operation) -> Numbers | None:
     several = op.inputs[:-1] if op.node.op == "ConcatV2" else op.inputs
     if any(x.numbers is None or x.shape is None or len(x.shape) > 1 for x in several):
         return None
+    if op.attr("axis").i and any(x.shape for x in several):  # side by side
+        return None
     return tuple(number for x in several for number in x.numbers or ())
 
 
 def _prod(op: Operation) -> Numbers | None:
     numbers = _of_vector(op.inputs[0])
     return (_product_of(numbers),) if numbers is not None and op.inputs[1].numbers else None
+
+
+def _broadcast_shapes(op: Operation) -> Numbers | None:
+    a, b = (_of_vector(x) for x in op.inputs)
+    return None if a is None or b is None or len(a) != len(b) else _each(_broadcast, op)
 
 
 def _only(op: Operation) -> Numbers | None:
@@ -180,7 +187,7 @@ NUMBERS: dict[str, Rule] = {
     **dict.fromkeys(["Gather", "GatherV2"], _gather),
     **dict.fromkeys(["Add", "AddV2"], partial(_each, _of_numbers(int.__add__))),
     **dict.fromkeys(["FloorDiv", "RealDiv"], partial(_each, _divided)),
-    "BroadcastArgs": partial(_each, _broadcast),
+    "BroadcastArgs": _broadcast_shapes,
     "Cast": _cast,
     "Const": _const,
     **dict.fromkeys(["Max", "Min"], _only),
