@@ -33,6 +33,49 @@ def scanned(x: Any) -> Any:
     return tf.scan(lambda total, row: total + row, x)
 
 
+def nothing() -> Any:
+    return tf.constant([], tf.int32)
+
+
+def switched(condition: Any) -> Any:
+    """0 or 1, by constants that only wait for what decides."""
+    no, yes = tf.raw_ops.Switch(data=condition, pred=condition)
+    with tf.control_dependencies([no]):
+        one = tf.constant(1.0)
+    with tf.control_dependencies([yes]):
+        zero = tf.constant(0.0)
+    return tf.raw_ops.Merge(inputs=[one, zero])[0]
+
+
+def rounds_of_a_loop(x: Any) -> Any:
+    """The size that is unknown in a round of a loop is another one in the next."""
+    made = tf.TensorArray("float32", 2, infer_shape=False)
+    body = lambda n, made: (n + 1, made.write(n, tf.reshape(x[:, n:], [-1])))  # noqa: E731
+    _, made = tf.while_loop(lambda n, _: n < 2, body, (0, made))
+    first, second = made.read(0), made.read(1)
+    return first[: tf.shape(second)[0]]
+
+
+def listed(x: Any) -> Any:
+    """Of a list of which nothing is set, a tensor of as many zeros as there are rows."""
+    made = tf.raw_ops.TensorListReserve(element_shape=tf.shape(x), num_elements=1, element_dtype=tf.float32)
+    return tf.raw_ops.TensorListGetItem(input_handle=made, index=0, element_shape=tf.shape(x), element_dtype=tf.float32)
+
+
+@tf.function
+def flattened(x: Any) -> Any:
+    return tf.reshape(tf.identity(x, name="inner"), [-1])
+
+
+def named_like_a_call(x: Any) -> Any:
+    """Two sizes that nobody knows, of tensors in and beside a function, with names that would be one."""
+    with tf.name_scope("foo"):
+        first = flattened(x)
+    with tf.name_scope("foo/PartitionedCall/"):
+        second = tf.reshape(tf.identity(x[:, 1:], name="inner"), [-1])
+    return first[: tf.shape(second)[0]]
+
+
 #: Shape of a row → what of such rows looks at several, most of them only above a limit or below rounding.
 MIXING: dict[tuple[int | None, ...], dict[str, Function]] = {
     (3,): {
@@ -92,6 +135,39 @@ MIXING: dict[tuple[int | None, ...], dict[str, Function]] = {
         "vectorized": lambda x: tf.vectorized_map(lambda row: row / tf.reduce_max(row), x) + x[0],
         "padded, by numbers side by side": lambda x: tf.pad(x, tf.stack([tf.constant([0, 0]), tf.constant([4, 0])], 1)),
         "tiled": lambda x: tf.tile(x, [2, 1])[: tf.shape(x)[0]],
+        "tiled, two for each row": lambda x: (
+            x + tf.tile(tf.constant([[0.0, 0, 0], [1, 1, 1]]), [tf.shape(x)[0], 1])[: tf.shape(x)[0]]
+        ),
+        "numbers in a shape of rows": lambda x: (
+            x * tf.cast(tf.reshape([1, 2, 3, 4, 5, 6], tf.stack([tf.shape(x)[0], -1]))[0, -1], x.dtype)
+        ),
+        "the shape that rows leave": lambda x: (
+            x * tf.cast(tf.shape(tf.reshape([1, 2, 3, 4, 5, 6], tf.stack([tf.shape(x)[0], -1])))[1], x.dtype)
+        ),
+        "as many of nothing as rows": lambda x: (
+            x * tf.cast(tf.shape(tf.zeros_like(tf.reshape(nothing(), tf.stack([tf.shape(x)[0], 0]))))[0], x.dtype)
+        ),
+        "an axis that depends on how many there are": lambda x: (
+            x * tf.cast(tf.shape(tf.expand_dims(tf.constant([7, 8]), tf.minimum(tf.shape(x)[0] - 1, 1)))[0], x.dtype)
+        ),
+        "an axis beyond 32 bits": lambda x: tf.cumsum(x, tf.cast(tf.constant(2**32, tf.int64), tf.int32)),
+        "an axis that is a product": lambda x: tf.cumsum(x, tf.constant(65536) * tf.constant(65536)),
+        "an axis in 8 bits": lambda x: tf.cumsum(
+            x, tf.cast(tf.constant(200, tf.uint8) + tf.constant(56, tf.uint8), tf.int32)
+        ),
+        "an axis by broadcast shapes": lambda x: tf.transpose(
+            tf.raw_ops.ReverseV2(tensor=tf.transpose(x), axis=tf.raw_ops.BroadcastArgs(s0=[1, 1], s1=[0])[:1])
+        ),
+        "a branch of TensorFlow 1": lambda x: x * switched(tf.reduce_max(x) > 1e6),
+        "what a loop left in a list": rounds_of_a_loop,
+        "a list of as many as rows": lambda x: (
+            x
+            * tf.cast(
+                tf.shape(tf.TensorArray("float32", 1, element_shape=None).unstack(tf.ones([1, 1])).read(0))[0], x.dtype
+            )
+            * tf.cast(tf.shape(listed(x))[0], x.dtype)
+        ),
+        "a name like that of a call": named_like_a_call,
         "tiled into rows": lambda x: tf.reshape(tf.tile(x, [1, 2]), [2, -1, 3])[0],
         "concatenated rows": lambda x: tf.concat([x[:0] + 1, x], 0),
         "split rows": lambda x: x + 1e-9 * tf.reduce_sum(tf.split(x, 1, 0)[0], 0),

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, replace
 
 #: Of so many numbers a constant is known.
 MANY = 64
+#: Beyond these a product is not known.
+_LARGE, _SEVERAL = 2**31, 8
 
 
 class Mixes(Exception):
@@ -31,7 +33,11 @@ def require(is_sure: bool) -> None:
 
 @dataclass(frozen=True)
 class Size:
-    """``factor``, times how many rows there are to the power of ``rows``, times ``others``, which nobody knows."""
+    """``factor``, times how many rows there are to the power of ``rows``, times ``others``, which nobody knows.
+
+    Those of one name are the same at one time: it is that of a tensor's axis, in one call, in one round of a loop.
+    What outlives a round must not have it; see `forgetful`.
+    """
 
     factor: int = 1
     rows: int = 0
@@ -53,6 +59,11 @@ class Size:
         ):
             return None
         return Size(self.factor // other.factor, self.rows - other.rows, tuple(sorted(left.elements())))
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it fits whatever shapes are computed in."""
+        return abs(self.factor) < _LARGE and len(self.others) <= _SEVERAL
 
     @property
     def number(self) -> int | None:
@@ -78,7 +89,7 @@ class Value:
             comes from a row.
         per: how many; None where nobody knows.
         numbers: what is in it, in the order of memory, if that is known; of no tensor of rows.
-        counts: whether what is in it may depend on how many rows there are.
+        counts: whether what is in it, or its shape, may depend on how many rows there are; of no tensor of rows.
         shape: sizes, -1 where they vary; None where not even the rank is known.
         element: of a list of tensors, what is known of each; None of an empty one.
         blocks: of images cut for a dilated convolution, into how many along each axis: along the first axis all rows
@@ -156,6 +167,8 @@ class Value:
 
 def free(numbers: Sequence[Size | None] | None = None, *, counts: bool = False) -> Value:
     """Of a tensor in which nothing comes from a row."""
+    if numbers is not None:
+        numbers = [number if number is not None and number.is_small else None for number in numbers]
     if numbers is not None and None not in numbers:
         counts = any(number is not None and number.rows for number in numbers)
     return Value(numbers=None if numbers is None else tuple(numbers), counts=counts)
@@ -164,6 +177,12 @@ def free(numbers: Sequence[Size | None] | None = None, *, counts: bool = False) 
 def of_rows(axis: int, per: Size | None = Size()) -> Value:
     """Of a tensor with rows along an axis."""
     return Value(axis=axis, per=per)
+
+
+def forgetful(value: Value) -> Value:
+    """``value``, of which nothing is known that another round of a loop may have another size for."""
+    per = None if value.per is None or value.per.others else value.per
+    return replace(value, per=per, numbers=None)
 
 
 def joined(one: Value, other: Value) -> Value:

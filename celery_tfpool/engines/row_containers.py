@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .row_axis import Value, joined, of_rows, require
+from .row_axis import Value, forgetful, joined, of_rows, require
 from .row_rules import Operation, Rule
 
 # -- lists of tensors --------------------------------------------------------------
 
 
 def _made(op: Operation) -> list[Value]:
-    """An empty list, or one of nothing."""
-    require(all(not x.has_rows for x in op.inputs) and op.inputs[-1].is_plain)
+    """A list of which nothing is set yet."""
+    require(all(x.is_plain for x in op.inputs))
     return [Value()]
 
 
@@ -32,17 +32,18 @@ def _from_tensor(op: Operation) -> list[Value]:
 def _set(op: Operation) -> list[Value]:
     several, place, item = op.inputs
     require(place.is_plain and (item.has_rows or item.is_plain))
-    return [joined(several, Value(element=replace(item, numbers=None)))]
+    return [joined(several, Value(element=forgetful(item)))]
 
 
 def _get(op: Operation) -> list[Value]:
-    several, place = op.inputs[:2]
-    require(place.is_plain)
+    several = op.inputs[0]
+    op.plain()
     return [several.element or Value()]
 
 
 def _stack(op: Operation) -> list[Value]:
     element = op.inputs[0].element or Value()
+    op.plain()
     return [Value() if element.axis is None else of_rows(element.axis + 1, element.per)]
 
 

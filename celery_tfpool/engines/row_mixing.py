@@ -21,17 +21,22 @@ from .row_axis import Mixes, Numbers, Value, free, joined, require
 from .row_containers import BLOCKS, CONTAINERS
 from .row_moves import MAKE_ROWS, MOVES
 from .row_rules import RULES, Operation
-from .shape_numbers import NUMBERS, NUMBERS_OF_SEVERAL, OF_SHAPES
+from .shape_numbers import NUMBERS, NUMBERS_OF_SEVERAL, OF_SHAPES, SHAPED
 
 _CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
-_BRANCHES = {"If": ["then_branch", "else_branch"], "StatelessIf": ["then_branch", "else_branch"]}
+_BRANCHES = {"If", "StatelessIf", "Case", "StatelessCase"}
 _LOOPS = {"While", "StatelessWhile"}
+#: Of TensorFlow 1: what decides is not always an input.
+_OLD_CONTROL = {
+    *("Switch", "RefSwitch", "Merge", "RefMerge", "Enter", "RefEnter", "Exit", "RefExit", "LoopCond"),
+    *("NextIteration", "RefNextIteration", "_SwitchN"),
+}
 _SEVERAL_ALIKE = {"IdentityN"}
 _RULES = {**RULES, **MOVES}
 #: A loop of which the rows have not come to rest after so many rounds is not known.
 _ROUNDS = 5
-#: As deep as functions may call each other.
-_DEPTH = 30
+#: As deep as functions may call each other, and so many nodes are looked at in all, of each call and round of a loop.
+_DEPTH, _NODES = 30, 30_000
 
 
 def mixes_rows(graph_def: Any) -> str:
@@ -44,7 +49,7 @@ def mixes_rows(graph_def: Any) -> str:
     walk = _Walk(graph_def)
     try:
         walk.all()
-    except (Mixes, CycleError, LookupError, ValueError):  # the last two of a graph that no rule has thought of
+    except (Mixes, CycleError, LookupError, TypeError, ValueError):  # the last three: no rule has thought of this
         return walk.at or "its outputs"
     return ""
 
@@ -55,7 +60,7 @@ class _Walk:
     def __init__(self, graph_def: Any) -> None:
         self._nodes = list(graph_def.node)
         self._functions = {function.signature.name: function for function in graph_def.library.function}
-        self._depth = 0
+        self._depth = self._looked_at = 0
         self.at = ""
 
     def all(self) -> None:
@@ -63,6 +68,7 @@ class _Walk:
             self._outputs(self._nodes, {}, returned(self._nodes), "")
             return
         called = {name for function in self._functions.values() for n in function.node_def for name in self._of(n)}
+        require(called != set(self._functions))
         for name, function in self._functions.items():
             if name not in called:
                 arguments = arguments_of(function)
@@ -89,11 +95,14 @@ class _Walk:
         self, nodes: Sequence[NodeDef], known: dict[str, list[Value]], ends: Sequence[str], path: str
     ) -> list[Value]:
         """What is known of the ``ends`` of a graph or function, of which the arguments may be ``known``."""
+        require(bool(ends))
         by_name = {node.name: node for node in nodes}
         for node in in_order(by_name, ends):
             if node.name not in known:
+                self._looked_at += 1
+                require(self._looked_at < _NODES)
                 values = [_value(*place_of(name, by_name), known) for name in data_inputs(node)]
-                made = self._results(Operation(node, values, shapes_of(node)), f"{path}{node.name}/")
+                made = self._results(Operation(node, values, shapes_of(node)), f"{path}{node.name}|")
                 known[node.name] = [_named(value, node, n, path) for n, value in enumerate(made)]
         outputs = [_value(*place_of(end, by_name), known) for end in ends]
         if not path:
@@ -106,6 +115,7 @@ class _Walk:
         if functions := self._of(node) if node.op in _CALLS or node.op in self._functions else []:
             return self._called(functions[0], op.inputs, path)
         self.at = f"{node.name} ({node.op})"
+        require(node.op not in _OLD_CONTROL)
         if node.op in ("Placeholder", "_Arg"):
             return [_argument(op)]
         if any(x.blocks for x in op.inputs):
@@ -127,8 +137,14 @@ class _Walk:
 
     def _branched(self, op: Operation, path: str) -> list[Value]:
         require(op.inputs[0].is_plain)
-        one, other = (self._called(op.attr(name).func.name, op.inputs[1:], path) for name in _BRANCHES[op.node.op])
-        return list(map(joined, one, other))
+        if "branches" in op.node.attr:
+            names = [func.name for func in op.attr("branches").list.func]
+        else:
+            names = [op.attr("then_branch").func.name, op.attr("else_branch").func.name]
+        first, *others = (self._called(name, op.inputs[1:], f"{path}{n}|") for n, name in enumerate(names))
+        for other in others:
+            first = list(map(joined, first, other))
+        return first
 
     def _looped(self, op: Operation, path: str) -> list[Value]:
         """What is true before a loop and after each round of it, which the rows do not decide about."""
@@ -138,7 +154,7 @@ class _Walk:
                 joined(*pair) for pair in zip(state, self._called(op.attr("body").func.name, state, path), strict=True)
             ]
             if after == state:
-                require(all(x.is_plain for x in self._called(op.attr("cond").func.name, state, path)))
+                require(all(x.is_plain for x in self._called(op.attr("cond").func.name, state, f"{path}cond|")))
                 return state
             state = after
         raise Mixes
@@ -167,6 +183,8 @@ def _of_no_rows(op: Operation) -> list[Value]:
         several = NUMBERS_OF_SEVERAL[op.node.op](op)
     of_shapes = op.node.op in OF_SHAPES and op.node.op != "Rank"
     counts = any(x.counts or (of_shapes and x.has_rows) for x in op.inputs)
+    if op.node.op in SHAPED and not all(x.is_plain for x in op.inputs[1:]):
+        several = [None] * len(several)  # it has another shape with another number of rows
     return [free(numbers, counts=counts) for numbers in several]
 
 

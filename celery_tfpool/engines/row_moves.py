@@ -114,18 +114,18 @@ def _strided_slice(op: Operation) -> Value:
         for limit in limits if place is not None else ():
             number = None if limit.numbers is None else limit.numbers[place or 0]
             require(axis == x.axis or limit.is_plain or (number is not None and not number.rows))
-    if x.rows_axis < len(axes) and (of_rows_ := axes[x.rows_axis]) is not None:
+    if x.rows_axis < len(axes) and (its_place := axes[x.rows_axis]) is not None:
         begin, end, step = limits
-        require(has("begin", of_rows_) or begin.known()[of_rows_] == Size(0))
-        require(has("end", of_rows_) or end.known()[of_rows_] == x.size(x.rows_axis))
-        require(step.known()[of_rows_] == Size(1) and not has("shrink_axis", of_rows_))
+        require(has("begin", its_place) or begin.known()[its_place] == Size(0))
+        require(has("end", its_place) or end.known()[its_place] == x.size(x.rows_axis))
+        require(step.known()[its_place] == Size(1) and not has("shrink_axis", its_place))
     return of_rows(new_axes.index(x.rows_axis), x.per)
 
 
 def _pad(op: Operation) -> Value:
-    x, padding = op.inputs[0], op.ints(1)
+    x, padding = op.inputs[:2]
     op.plain()
-    require(padding[2 * x.rows_axis : 2 * x.rows_axis + 2] == [0, 0])
+    require((padding.numbers or ())[2 * x.rows_axis : 2 * x.rows_axis + 2] == (Size(0), Size(0)))
     return of_rows(x.rows_axis, x.per)
 
 
@@ -135,7 +135,9 @@ def _tile(op: Operation) -> Value:
         require(times.is_plain and times.known()[x.axis] == Size(1))
         return of_rows(x.axis, x.per)
     require(x.is_plain)
-    return _filled(times)
+    made = _filled(times)
+    each = x.size(made.rows_axis)
+    return of_rows(made.rows_axis, None if made.per is None or each is None else made.per * each)
 
 
 def _broadcast_to(op: Operation) -> Value:

@@ -66,15 +66,17 @@ _CUMULATIVE = _names("Cumsum Cumprod CumulativeLogsumexp")
 #: Of images, of which the first axis is that of rows; other inputs are weights.
 _OF_IMAGES = _names("""
     AvgPool AvgPool3D Conv Conv2D Conv3D DepthToSpace DepthwiseConv2dNative Dilation2D ExtractImagePatches LRN MaxPool
-    MaxPool3D MaxPoolV2 ResizeArea ResizeBicubic ResizeBilinear ResizeNearestNeighbor SpaceToDepth
+    MaxPool3D MaxPoolV2 ResizeArea ResizeBicubic ResizeBilinear ResizeNearestNeighbor ScaleAndTranslate
+    SpaceToDepth
 """)
 #: Each number comes from all along the last one or two axes.
 _ALONG_LAST = {
-    **dict.fromkeys(_names("LogSoftmax Softmax TopK TopKV2 FFT IFFT RFFT IRFFT"), 1),
+    **dict.fromkeys(_names("LogSoftmax Softmax TopK TopKV2 FFT IFFT RFFT IRFFT RGBToHSV HSVToRGB MatrixDiagV3"), 1),
+    **dict.fromkeys(_names("AdjustContrastv2 AdjustHue AdjustSaturation FFT3D IFFT3D"), 3),
     **dict.fromkeys(
         _names("""
         BatchMatrixBandPart Cholesky FFT2D IFFT2D MatrixBandPart MatrixDeterminant MatrixDiagPart MatrixDiagPartV3
-        MatrixInverse MatrixSquareRoot Qr SelfAdjointEigV2 Svd
+        IRFFT2D MatrixInverse MatrixSquareRoot RFFT2D Qr SelfAdjointEigV2 Svd
         """),
         2,
     ),
@@ -191,7 +193,9 @@ def _of_images(op: Operation) -> Value:
 def _transposed_convolution(op: Operation) -> Value:
     """The inputs are sizes of the output, weights, and what is convolved."""
     op.plain(1)
-    require(op.inputs[2].axis == 0 and not op.inputs[0].has_rows)
+    sizes = op.inputs[0]
+    require(op.inputs[2].axis == 0)
+    require(sizes.is_plain or not any(size.rows for size in sizes.known()[1:]))
     return of_rows(0, op.inputs[2].per)
 
 
@@ -209,12 +213,13 @@ def _bias(op: Operation) -> Value:
 
 
 def _cudnn_rnn(op: Operation) -> list[Value]:
-    """Time, rows and features, in this order; of states, layers, rows and features."""
+    """Time, rows and features, of states layers, rows and features; or rows first, in both."""
     x, *states = op.inputs[:3]
-    require(x.axis == 1 and all(state.axis == 1 for state in states if state.rank == 3))
+    axis = 0 if "time_major" in op.node.attr and not op.attr("time_major").b else 1
+    require(x.axis == axis and all(state.axis == axis for state in states if state.rank == 3))
     op.plain(3)
     require(all(lengths.axis == 0 for lengths in op.inputs[4:]))
-    return [of_rows(1)] * 3 + [Value(counts=True)] * (len(op.shapes) - 3)
+    return [of_rows(axis)] * 3 + [Value(counts=True)] * (len(op.shapes) - 3)
 
 
 RULES: dict[str, Rule] = {

@@ -23,7 +23,7 @@ def _const(op: Operation) -> Numbers | None:
     import tensorflow as tf
 
     tensor = op.attr("value").tensor
-    if not tf.as_dtype(tensor.dtype).is_integer or math.prod(dim.size for dim in tensor.tensor_shape.dim) > MANY:
+    if tensor.dtype not in (tf.int32, tf.int64) or math.prod(dim.size for dim in tensor.tensor_shape.dim) > MANY:
         return None
     return tuple(Size(int(number)) for number in tf.make_ndarray(tensor).reshape(-1))
 
@@ -176,6 +176,14 @@ def _of_vector(x: Value) -> Numbers | None:
     return x.numbers if x.shape is not None and len(x.shape) == 1 else None
 
 
+def _filled(op: Operation) -> Numbers | None:
+    sizes, number = op.inputs
+    count = None if sizes.numbers is None else _product_of(sizes.numbers)
+    if count is None or count.number is None or not 0 <= count.number <= MANY or not number.numbers:
+        return None
+    return number.numbers[:1] * count.number
+
+
 NUMBERS_OF_SEVERAL: dict[str, RuleOfSeveral] = {
     **dict.fromkeys(["Split", "SplitV"], _split),
     "ShapeN": lambda op: [x.sizes() for x in op.inputs],
@@ -193,6 +201,7 @@ NUMBERS: dict[str, Rule] = {
     **dict.fromkeys(["Max", "Min"], _only),
     "Maximum": partial(_each, _same_or(max)),
     "Minimum": partial(_each, _same_or(min)),
+    "Fill": _filled,
     "Mul": partial(_each, _multiplied),
     "Prod": _prod,
     "Range": _range,
@@ -202,5 +211,7 @@ NUMBERS: dict[str, Rule] = {
     "StridedSlice": _strided_slice,
     "Sub": partial(_each, _of_numbers(int.__sub__)),
 }
+#: Of the numbers of their first input, in a shape that others say.
+SHAPED = {"Reshape", "ExpandDims", "Squeeze", "EnsureShape", "StopGradient", "Identity", "Fill"}
 #: Of the shape of their input, which is known; not of what is in it.
 OF_SHAPES = {"Shape", "ShapeN", "Size", "Rank"}
