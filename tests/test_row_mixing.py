@@ -204,6 +204,13 @@ def test_mixing(shape: tuple[int | None, ...], name: str) -> None:
 dense = layers.Dense(4)
 dense.build((None, None, 1))
 
+
+def layers_up(x: Any) -> Any:
+    count, height, width, _ = tf.unstack(tf.shape(x))
+    sizes = tf.stack([count, 2 * height + 1, 2 * width + 1, 3])
+    return tf.nn.conv2d_transpose(x, tf.ones([3, 3, 3, 2]), sizes, 2, "VALID")
+
+
 #: What real models are made of.
 APART: dict[tuple[int | None, ...], dict[str, Function]] = {
     (3,): {
@@ -226,6 +233,12 @@ APART: dict[tuple[int | None, ...], dict[str, Function]] = {
     (None,): {
         "masked": lambda x: tf.where(x > 0, x, tf.zeros_like(x)) / tf.reduce_sum(x, -1, keepdims=True),
         "dense of each": dense,
+    },
+    (None, None, 2): {
+        "a transposed convolution": layers_up,
+        "central part": lambda x: tf.image.central_crop(x, 0.5)[:, ::2],
+        "padded to a multiple": lambda x: tf.pad(x, [[0, 0], [0, -tf.shape(x)[1] % 8], [0, 0], [0, 0]])[:, :4],
+        "two sizes multiplied": lambda x: tf.reshape(x, tf.stack([tf.shape(x)[0], tf.shape(x)[1] * tf.shape(x)[2], 2])),
     },
     (5, 4): {
         "pairs of places": lambda x: tf.matmul(x, x, transpose_b=True),

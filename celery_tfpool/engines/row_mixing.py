@@ -17,7 +17,7 @@ from graphlib import CycleError
 from typing import Any
 
 from .graph_nodes import NodeDef, arguments_of, data_inputs, in_order, outputs_of, place_of, returned, shapes_of
-from .row_axis import Mixes, Numbers, Value, free, joined, require
+from .row_axis import Mixes, Numbers, Size, Value, free, joined, require
 from .row_containers import BLOCKS, CONTAINERS
 from .row_moves import MAKE_ROWS, MOVES
 from .row_rules import RULES, Operation
@@ -133,7 +133,7 @@ class _Walk:
         if has_rows or (node.op in MAKE_ROWS and any(x.counts for x in op.inputs)):
             require(node.op in _RULES)
             return _listed(_RULES[node.op](op))
-        return _of_no_rows(op)
+        return _of_no_rows(op, path)
 
     def _branched(self, op: Operation, path: str) -> list[Value]:
         require(op.inputs[0].is_plain)
@@ -174,8 +174,11 @@ def _argument(op: Operation) -> Value:
     return Value(axis=0 if has_rows else None)
 
 
-def _of_no_rows(op: Operation) -> list[Value]:
-    """Of the outputs of an operation, in which nothing comes from a row but what shapes say."""
+def _of_no_rows(op: Operation, path: str) -> list[Value]:
+    """Of the outputs of an operation, in which nothing comes from a row but what shapes say.
+
+    A number that does not depend on how many rows there are is known by its name, at least.
+    """
     several: Sequence[Numbers | None] = [None] * max(1, len(op.shapes))
     if op.node.op in NUMBERS:
         several = [NUMBERS[op.node.op](op)]
@@ -185,7 +188,17 @@ def _of_no_rows(op: Operation) -> list[Value]:
     counts = any(x.counts or (of_shapes and x.has_rows) for x in op.inputs)
     if op.node.op in SHAPED and not all(x.is_plain for x in op.inputs[1:]):
         several = [None] * len(several)  # it has another shape with another number of rows
+    if op.shapes == [()] and several == [None]:
+        several = [(None,)]
+    if not counts:
+        several = [_all_named(numbers, f"{path}{n}") for n, numbers in enumerate(several)]
     return [free(numbers, counts=counts) for numbers in several]
+
+
+def _all_named(numbers: Numbers | None, name: str) -> Numbers | None:
+    if numbers is None:
+        return None
+    return tuple(Size(others=(f"{name}.{n}",)) if number is None else number for n, number in enumerate(numbers))
 
 
 def _named(value: Value, node: NodeDef, number: int, path: str) -> Value:
