@@ -60,7 +60,8 @@ def predictors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, t
         packs.append((f"{name}, packed", build.find_or_make("m", path, cache, safe_mode=True).folder))
         paths.append(ModelPath(f"{name}, packed", path))
         theirs[f"{name}, packed"] = theirs[name]
-    settings = Settings(max_batch_size=16, response_timeout=60.0)
+    # Each of the models has a part of the time to warm up.
+    settings = Settings(max_batch_size=16, response_timeout=60.0, startup_timeout=1200.0)
 
     def job(index: int, models: tuple[ModelPath, ...], place: str) -> Job:
         return Job(index, models, tuple(packs), (), settings, 1, 1, place, os.getpid(), started_at(os.getpid()))
