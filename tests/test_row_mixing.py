@@ -33,6 +33,14 @@ def scanned(x: Any) -> Any:
     return tf.scan(lambda total, row: total + row, x)
 
 
+def rounded(x: Any) -> Any:
+    """Half of a size, rounded down and doubled, is not the size; and so many places of each row are not the row."""
+    half = tf.cast(tf.shape(x)[1], "float32") * 0.5
+    places = tf.shape(x)[0] * tf.cast(half, "int32") * 2
+    flat = tf.reshape(x, [tf.shape(x)[0] * tf.cast(half * 2.0, "int32")])
+    return flat[:places]
+
+
 def nothing() -> Any:
     return tf.constant([], tf.int32)
 
@@ -177,6 +185,7 @@ MIXING: dict[tuple[int | None, ...], dict[str, Function]] = {
         "rows to the back": lambda x: tf.transpose(tf.reshape(tf.transpose(x), tf.shape(x))),
         "rows and places swapped": lambda x: tf.reshape(x, [tf.shape(x)[1], tf.shape(x)[0]]),
         "largest along the first of unknown": lambda x: limited(tf.reduce_max(x, axis=-2), x),
+        "two sizes rounded down": rounded,
         "flat": lambda x: limited(tf.reduce_max(tf.reshape(x, [-1])), x),
     },
     (2, 4): {

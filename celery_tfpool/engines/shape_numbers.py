@@ -49,7 +49,8 @@ def _rank(op: Operation) -> Numbers | None:
 def _cast(op: Operation) -> Numbers | None:
     import tensorflow as tf
 
-    return op.inputs[0].numbers if op.attr("DstT").type in (tf.int32, tf.int64) else None
+    are_whole = all(op.attr(name).type in (tf.int32, tf.int64) for name in ("SrcT", "DstT"))
+    return op.inputs[0].numbers if are_whole else None
 
 
 def _same(op: Operation) -> Numbers | None:
