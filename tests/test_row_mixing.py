@@ -232,6 +232,10 @@ APART: dict[tuple[int | None, ...], dict[str, Function]] = {
         "from a table": lambda x: tf.gather(tf.ones([4, 2]), tf.cast(x, "int32") * 0),
         "beside a constant for each row": lambda x: tf.concat([x, tf.fill([tf.shape(x)[0], 1], 7.0)], -1),
         "beside a constant that is broadcast": lambda x: tf.concat([x, tf.tile([[7.0]], [tf.shape(x)[0], 1])], -1),
+        "beside a constant that is repeated": lambda x: tf.concat(
+            [x, tf.repeat(tf.ones([1, 1]), tf.shape(x)[0], 0)], -1
+        ),
+        "one of several branches": lambda x: tf.switch_case(tf.constant(1), [lambda: x, lambda: x * 2, lambda: x * 3]),
         "a branch of its own constant": lambda x: tf.cond(tf.constant(1) > 0, lambda: x * 2, lambda: x),
         "images of the row": lambda x: tf.reshape(
             tf.nn.conv2d(tf.reshape(x, [-1, 3, 1, 1]), tf.ones([2, 1, 1, 4]), 1, "SAME"), [-1, 12]

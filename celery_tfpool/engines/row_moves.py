@@ -18,18 +18,21 @@ def _reshape(op: Operation) -> Value:
     x, sizes = op.inputs[0], op.inputs[1].known()
     axis = x.rows_axis
     before = [x.size(a) for a in range(axis)]
+    if all(size == Size(1) for size in before):  # no entry comes after another because of them
+        before = []
     ones = next((n for n, size in enumerate(sizes) if size != Size(1)), 0) if not before else 0
-    require(sizes[: len(before)] == before and len(sizes) > len(before) + ones)
-    new, *after = sizes[len(before) + ones :]
+    place = len(before) + ones
+    require(sizes[: len(before)] == before and len(sizes) > place)
+    new, *after = sizes[place:]
     if new.number == -1:
         require(x.per is not None)
         behind = [x.size(a) for a in range(axis + 1, x.rank)]
         of_row = product([x.per or Size(), *[size for size in behind if size is not None]])
         per = of_row.over(product(after))
         require(None not in behind and per is not None)
-        return of_rows(axis + ones, per)
+        return of_rows(place, per)
     require(new.rows == 1 and not any(size.rows for size in after))
-    return of_rows(axis + ones, Size(new.factor, 0, new.others))
+    return of_rows(place, Size(new.factor, 0, new.others))
 
 
 def _expand_dims(op: Operation) -> Value:
