@@ -25,10 +25,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .. import _tensorflow
+from .graph_nodes import NodeDef, producer
 
-#: Messages of TensorFlow's, which has no types for them.
+#: A message of TensorFlow's, which has no types for it.
 GraphDef: TypeAlias = Any
-NodeDef: TypeAlias = Any
 
 
 def fold(graph_def: GraphDef, fetches: Sequence[str]) -> GraphDef:
@@ -56,9 +56,9 @@ class _Graph:
         self._users: dict[str, list[NodeDef | None]] = defaultdict(list)
         for node in graph_def.node:
             for name in node.input:
-                self._users[_producer(name)].append(node)
+                self._users[producer(name)].append(node)
         for name in fetches:  # used by whoever calls
-            self._users[_producer(name)].append(None)
+            self._users[producer(name)].append(None)
 
     def fold(self, convolution: NodeDef) -> None:
         kernel = self._constant(convolution.input[1])
@@ -81,7 +81,7 @@ class _Graph:
         users = self._users[node.name]
         if len(users) != 1 or users[0] is None or users[0].op not in operations or len(users[0].input) != 2:
             return None
-        (other,) = (name for name in users[0].input if _producer(name) != node.name)
+        (other,) = (name for name in users[0].input if producer(name) != node.name)
         constant = self._constant(other)
         if constant is None or constant.size != channels or constant.shape[-1:] != (channels,):
             return None
@@ -91,7 +91,7 @@ class _Graph:
         """The value of a constant, None of anything else."""
         import tensorflow as tf
 
-        node = self._nodes.get(_producer(name))
+        node = self._nodes.get(producer(name))
         return tf.make_ndarray(node.attr["value"].tensor) if node is not None and node.op == "Const" else None
 
     def _add_constant(self, name: str, value: Any) -> str:
@@ -110,8 +110,3 @@ class _Graph:
         node.op = operation
         node.attr["T"].type = kept
         node.input.extend(inputs)
-
-
-def _producer(name: str) -> str:
-    """The node that gives a tensor, or that another one has to wait for."""
-    return name.removeprefix("^").split(":")[0]

@@ -36,9 +36,9 @@ def returned(nodes: Sequence[NodeDef]) -> list[str]:
     return [node.input[0] for node in nodes if node.op == "_Retval"]
 
 
-def _producer(name: str) -> str:
-    """The node or argument that gives a tensor."""
-    return name.split(":")[0]
+def producer(name: str) -> str:
+    """The node or argument that gives a tensor, or that another one has to wait for."""
+    return name.removeprefix("^").split(":")[0]
 
 
 def data_inputs(node: NodeDef) -> list[str]:
@@ -53,26 +53,26 @@ def in_order(by_name: Mapping[str, NodeDef], ends: Sequence[str]) -> list[NodeDe
         graphlib.CycleError: there is a loop of TensorFlow 1.
     """
     before: dict[str, list[str]] = {}
-    left = [_producer(end) for end in ends]
+    left = [producer(end) for end in ends]
     while left:
         name = left.pop()
         if name in by_name and name not in before:
-            before[name] = [_producer(one) for one in data_inputs(by_name[name])]
+            before[name] = [producer(one) for one in data_inputs(by_name[name])]
             left.extend(before[name])
     return [by_name[name] for name in TopologicalSorter(before).static_order() if name in by_name]
 
 
 def place_of(name: str, by_name: Mapping[str, NodeDef]) -> tuple[str, int]:
     """Who gives the tensor of that name, as which of its outputs: "node", "node:number", "node:output:number"."""
-    producer, *which = name.split(":")
+    giver, *which = name.split(":")
     place = int(which[-1]) if which and which[-1].isdigit() else 0
     if len(which) > 1:
-        for output, number, types in _tensorflow.outputs_of(by_name[producer].op):
+        for output, number, types in _tensorflow.outputs_of(by_name[giver].op):
             if output == which[0]:
                 break
-            attr = by_name[producer].attr
+            attr = by_name[giver].attr
             place += attr[number].i if number else len(attr[types].list.type) if types else 1
-    return producer, place
+    return giver, place
 
 
 def shapes_of(node: NodeDef) -> list[tuple[int, ...] | None]:

@@ -137,6 +137,10 @@ class Value:
         """``axis``, counted from the first one."""
         return axis if axis >= 0 else axis + self.rank
 
+    def of_new(self, axis: int) -> int:
+        """As `of`, where there is going to be one axis more."""
+        return axis if axis >= 0 else axis + self.rank + 1
+
     def size(self, axis: int) -> Size | None:
         """How many entries there are along an axis."""
         if axis == self.axis:

@@ -75,7 +75,7 @@ def _among_blocks(op: Operation) -> Value:
     if op.node.op == "Squeeze":
         axes = [x.of(axis) for axis in op.attr("squeeze_dims").list.i]
     elif op.node.op == "ExpandDims":
-        axes = [axis if axis >= 0 else axis + x.rank + 1 for axis in op.ints(1)]
+        axes = [x.of_new(*op.ints(1))]
     require(bool(axes) and 0 not in axes)
     return Value(blocks=x.blocks)
 
@@ -87,8 +87,6 @@ BLOCKS: dict[str, Rule] = {
     ),
     "BatchToSpaceND": _from_blocks,
 }
-
-
 CONTAINERS: dict[str, Rule] = {
     "SpaceToBatchND": _to_blocks,
     **dict.fromkeys(["EmptyTensorList", "TensorListReserve"], _made),

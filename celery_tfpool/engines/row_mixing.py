@@ -86,7 +86,7 @@ class _Walk:
         function = self._functions[name]
         self._depth += 1
         nodes = arguments_of(function)
-        given = {n.name: [_named(x, n, 0, path)] for n, x in zip(nodes, inputs, strict=True)}
+        given = {n.name: [_named(x, shapes_of(n), 0, f"{path}{n.name}")] for n, x in zip(nodes, inputs, strict=True)}
         outputs = self._outputs(function.node_def, given, outputs_of(function), path)
         self._depth -= 1
         return outputs
@@ -102,8 +102,9 @@ class _Walk:
                 self._looked_at += 1
                 require(self._looked_at < _NODES)
                 values = [_value(*place_of(name, by_name), known) for name in data_inputs(node)]
-                made = self._results(Operation(node, values, shapes_of(node)), f"{path}{node.name}|")
-                known[node.name] = [_named(value, node, n, path) for n, value in enumerate(made)]
+                op = Operation(node, values, shapes_of(node))
+                made = self._results(op, f"{path}{node.name}|")
+                known[node.name] = [_named(x, op.shapes, n, f"{path}{node.name}") for n, x in enumerate(made)]
         outputs = [_value(*place_of(end, by_name), known) for end in ends]
         if not path:
             self.at = ""
@@ -201,11 +202,10 @@ def _all_named(numbers: Numbers | None, name: str) -> Numbers | None:
     return tuple(Size(others=(f"{name}.{n}",)) if number is None else number for n, number in enumerate(numbers))
 
 
-def _named(value: Value, node: NodeDef, number: int, path: str) -> Value:
-    """``value`` with the shape that the node says, if it says one."""
-    shapes = shapes_of(node)
+def _named(value: Value, shapes: Sequence[tuple[int, ...] | None], number: int, name: str) -> Value:
+    """``value`` as that output of the node ``name``, with the shape that the node says, if it says one."""
     shape = shapes[number] if number < len(shapes) and shapes[number] is not None else value.shape
-    return replace(value, shape=shape, name=f"{path}{node.name}:{number}")
+    return replace(value, shape=shape, name=f"{name}:{number}")
 
 
 def _value(producer: str, place: int, known: Mapping[str, list[Value]]) -> Value:

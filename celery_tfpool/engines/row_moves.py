@@ -36,9 +36,8 @@ def _reshape(op: Operation) -> Value:
 
 
 def _expand_dims(op: Operation) -> Value:
-    (new,) = op.ints(1)
     x = op.inputs[0]
-    new = new if new >= 0 else new + x.rank + 1
+    new = x.of_new(*op.ints(1))
     return of_rows(x.rows_axis + (new <= x.rows_axis), x.per)
 
 
@@ -52,8 +51,7 @@ def _squeeze(op: Operation) -> Value:
 def _pack(op: Operation) -> Value:
     first = op.inputs[0]
     require(all(x.axis == first.axis for x in op.inputs))
-    new = op.attr("axis").i
-    new = new if new >= 0 else new + first.rank + 1
+    new = first.of_new(op.attr("axis").i)
     return of_rows(first.rows_axis + (new <= first.rows_axis), first.per)
 
 

@@ -2,7 +2,6 @@
 
 A rule is given an operation of which an input has rows, and says where they
 are in its outputs; it raises `Mixes` where a number may come from two of them.
-_names(
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ _OF_IMAGES = _names("""
     MaxPool3D MaxPoolV2 ResizeArea ResizeBicubic ResizeBilinear ResizeNearestNeighbor ScaleAndTranslate
     SpaceToDepth
 """)
-#: Each number comes from all along the last one or two axes.
+#: Each number comes from all along so many of the last axes.
 _ALONG_LAST = {
     **dict.fromkeys(_names("LogSoftmax Softmax TopK TopKV2 FFT IFFT RFFT IRFFT RGBToHSV HSVToRGB MatrixDiagV3"), 1),
     **dict.fromkeys(_names("AdjustContrastv2 AdjustHue AdjustSaturation FFT3D IFFT3D"), 3),
@@ -98,7 +97,7 @@ def _bitcast(op: Operation) -> Value:
     return _alike(op)
 
 
-def broadcast(op: Operation) -> Value:
+def _broadcast(op: Operation) -> Value:
     """Numbers at the same place, of arrays that are broadcast to one shape."""
     rows = [x for x in op.inputs if x.axis is not None]
     if len(op.inputs) == 1:
@@ -112,11 +111,10 @@ def broadcast(op: Operation) -> Value:
 
 def _select(op: Operation) -> Value:
     """Of the first input one number for each row, or for each number."""
-    condition, *others = op.inputs
     if all(x.axis == 0 for x in op.inputs):
-        return of_rows(0, condition.per)
+        return of_rows(0, op.inputs[0].per)
     require(len({x.rank for x in op.inputs}) == 1)
-    return broadcast(Operation(op.node, others if condition.is_plain and condition.rank == 0 else op.inputs, op.shapes))
+    return _broadcast(op)
 
 
 def _matmul(op: Operation) -> Value:
@@ -181,7 +179,7 @@ def _along_last(op: Operation) -> list[Value]:
 def _solve(along: int, op: Operation) -> Value:
     """Equations of so many last axes of both."""
     require(all(x.from_right > along for x in op.inputs if x.axis is not None))
-    return broadcast(op)
+    return _broadcast(op)
 
 
 def _of_images(op: Operation) -> Value:
@@ -224,7 +222,7 @@ def _cudnn_rnn(op: Operation) -> list[Value]:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ALIKE, _alike),
-    **dict.fromkeys(_BROADCAST, broadcast),
+    **dict.fromkeys(_BROADCAST, _broadcast),
     **dict.fromkeys(_ALONG_AXES, _along_axes),
     **dict.fromkeys(_CUMULATIVE, _cumulative),
     **dict.fromkeys(_ALONG_LAST, _along_last),

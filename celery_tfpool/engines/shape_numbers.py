@@ -212,7 +212,7 @@ NUMBERS: dict[str, Rule] = {
     "StridedSlice": _strided_slice,
     "Sub": partial(_each, _of_numbers(int.__sub__)),
 }
-#: Of the numbers of their first input, in a shape that others say.
-SHAPED = {"Reshape", "ExpandDims", "Squeeze", "EnsureShape", "StopGradient", "Identity", "Fill"}
+#: Of the numbers of their first input, in a shape that another one says.
+SHAPED = {"Reshape", "ExpandDims"}
 #: Of the shape of their input, which is known; not of what is in it.
 OF_SHAPES = {"Shape", "ShapeN", "Size", "Rank"}
