@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from zoo import ZOO, Specimen
 
 from celery_tfpool.models import loading
-from celery_tfpool.models.handle import Handle, Models
+from celery_tfpool.models.handle import Handle
+from celery_tfpool.models.of_process import Models
 from celery_tfpool.packs.attach import PackRunner
 from celery_tfpool.packs.write import write
 from celery_tfpool.runners.protocol import CannotPack

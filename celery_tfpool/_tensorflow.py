@@ -30,6 +30,7 @@ NAMES = {
     "tensorflow.python.grappler.tf_optimizer": "OptimizeGraph",
     "tensorflow.core.protobuf.config_pb2": "CallableOptions",
     "tensorflow.core.protobuf.saved_model_pb2": "SavedModel",
+    "keras.src.legacy.saving.saving_utils": "model_from_config",
 }
 #: What marks a context as initialised, and its devices as looked at; set when one is made.
 _OF_A_CONTEXT = ("_context_handle", "_physical_devices")
@@ -208,6 +209,16 @@ def with_constants_computed(graph_def: Any, fetches: Sequence[str]) -> Any:
         meta_graph = tf.compat.v1.train.export_meta_graph(graph_def=graph_def, graph=graph)
     meta_graph.collection_def["train_op"].node_list.value.extend(fetches)
     return tf_optimizer.OptimizeGraph(config, meta_graph)
+
+
+def model_of_keras_2(config: dict[str, Any], objects: dict[str, Any]) -> Any:
+    """The model that Keras 2's ``to_json()`` describes, without its weights.
+
+    Public way missing: ``model_from_json`` knows what Keras 3 writes, and ``load_model`` reads this in .h5 files only.
+    """
+    from keras.src.legacy.saving.saving_utils import model_from_config
+
+    return model_from_config(config, objects)
 
 
 def saved_model_description(data: bytes) -> Any:

@@ -234,11 +234,10 @@ def made_aside(target: Path) -> Iterator[Path]:
 @click.pass_context
 def cache(ctx: click.Context, clear: bool) -> None:
     """List the packs that workers have made, or remove them."""
-    from .packs.cache import PackCache, default_folder
+    from .packs.cache import PackCache
     from .settings import read
 
-    settings = read(ctx.obj.app.conf, os.environ)
-    packs = PackCache(Path(settings.cache_dir or default_folder(os.environ)), settings.cache_max_bytes)
+    packs = PackCache.of(read(ctx.obj.app.conf, os.environ), os.environ)
     if clear:
         removed = packs.trim(0)
         click.echo(f"removed {len(removed)} of {packs.folder}, {sum(entry.bytes for entry in removed) / 1e6:.1f} MB")

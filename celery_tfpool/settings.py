@@ -13,21 +13,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .errors import SettingsError
-from .setting_checks import (
-    Check,
-    ModelPath,
-    at_least,
-    boolean,
-    boolean_or_auto,
-    duration,
-    folder,
-    from_text,
-    model_names,
-    model_paths,
-    one_of,
-    seconds,
-    thread_count,
-)
+from .model_path import ModelPath, from_text, model_names, model_paths
+from .setting_checks import Check, at_least, boolean, boolean_or_auto, duration, folder, one_of, seconds, thread_count
 
 PREFIX = "tf_"
 #: Of the environment, which go before the app's configuration.
@@ -50,9 +37,7 @@ class Settings:
         model_paths,
         'The model: a `.keras` or `.h5` file, a SavedModel folder, or `"module:function"` returning a Keras '
         "model, or any object with a `predict()` of its own; or a dict of name → one of these, or → a dict with a "
-        "`path` and more of its own: `signature` of a SavedModel that has several; `custom_objects` that a file needs, "
-        '`{"Times": "layers:Times"}`; `max_batch_size`; `predictors`; `batch`, whether rows of different tasks share a '
-        'call in a predictor: `"auto"` where that is known to be harmless, `True` always, `False` never. '
+        '`path` and more of its own, see below. A name may be a pattern: `{"customers/*": "models/{name}.keras"}`. '
         f"`--tf-model-path` on the worker's command line goes before `{MODEL_PATH_VARIABLE}` in the environment, and "
         "that before the app's configuration; both are a path, or `faces=faces.keras,masks=masks.keras`.",
     )
@@ -66,6 +51,12 @@ class Settings:
         "lazy",
         one_of("lazy", "eager"),
         '`"lazy"`: a child loads a model at its first use; `"eager"`: before the child takes tasks.',
+    )
+    max_loaded_models: int = setting(
+        0,
+        at_least(0),
+        "The most models that a process has loaded at a time; beyond, the one that was used longest ago is let go, and "
+        "loaded again when it is used again. One whose Keras model was asked for (`fit`, `keras_model`) stays. 0: all.",
     )
     startup_timeout: float = setting(
         120.0,

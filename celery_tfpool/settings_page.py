@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from . import settings
+from .model_path import OF_ONE_MODEL
 
 
 def markdown() -> str:
@@ -13,7 +14,8 @@ def markdown() -> str:
     for f in fields(settings.Settings):
         default = "—" if f.default == () else f"`{f.default!r}`"
         lines.append(f"| `{settings.PREFIX}{f.name}` | {default} | {f.metadata['help']} |")
-    return _PAGE.format(table="\n".join(lines))
+    of_one = ["| key | meaning |", "|---|---|", *(f"| `{key}` | {words} |" for key, (_, words) in OF_ONE_MODEL.items())]
+    return _PAGE.replace("TABLE", "\n".join(lines)).replace("OF_ONE", "\n".join(of_one))
 
 
 _PAGE = """\
@@ -23,7 +25,16 @@ Settings of celery_tfpool are settings of your Celery app, lower case: `app.conf
 Under a namespace they are spelt as the app's other settings are: `CELERY_TF_MODEL_PATH` in Django's `settings.py`
 with `namespace="CELERY"`. Times are seconds.
 
-{table}
+TABLE
+
+Of one model, `{"faces": {"path": "faces.keras", "batch": True}}`:
+
+OF_ONE
+
+A **pattern** stands for many models: with `{"customers/*": "models/{name}.keras"}`, `get_model("customers/acme")` is
+the one in `models/acme.keras`. The star is letters, digits, `_`, `-` and dots, and begins with none of the last two, so
+a name that a task was sent reaches no other folder. Each child loads such a model at its first use, the first of all
+makes its pack, and `tf_max_loaded_models` limits how many it has at a time. Predictors have none of them.
 
 All of them are checked together before the worker forks anything. A wrong one stops the worker with exit code 1:
 

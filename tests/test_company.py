@@ -33,6 +33,7 @@ from celery_tfpool import (
     PredictorOverloaded,
     PredictorUnavailable,
 )
+from celery_tfpool.model_path import ModelPath
 from celery_tfpool.predictors import busyness, server
 from celery_tfpool.predictors.client import Client, Limits, Predictors
 from celery_tfpool.predictors.codec import encode
@@ -46,7 +47,6 @@ from celery_tfpool.predictors.served_model import ServedModel
 from celery_tfpool.predictors.server import Job, started_at
 from celery_tfpool.predictors.supervisor import Supervisor
 from celery_tfpool.runners.keras_model import KerasRunner
-from celery_tfpool.setting_checks import ModelPath
 from celery_tfpool.settings import Settings
 
 

@@ -10,7 +10,7 @@ from celery import Celery
 
 from celery_tfpool import settings, settings_page
 from celery_tfpool.errors import SettingsError
-from celery_tfpool.setting_checks import ModelPath
+from celery_tfpool.model_path import ModelPath
 from celery_tfpool.settings import Settings
 
 

@@ -11,10 +11,11 @@ import pytest
 import tensorflow as tf
 import zoo
 
-from celery_tfpool.models.handle import Handle, Models
+from celery_tfpool.model_path import ModelPath
+from celery_tfpool.models.handle import Handle
+from celery_tfpool.models.of_process import Models
 from celery_tfpool.packs.compared import write_compared
 from celery_tfpool.runners.keras_model import KerasRunner
-from celery_tfpool.setting_checks import ModelPath
 
 NAMES = [
     "dense",

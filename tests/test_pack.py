@@ -20,6 +20,7 @@ from test_parity import CASES, assert_same, for_keras, keras_itself
 from zoo import ZOO, chain, normal
 
 from celery_tfpool import ModelLoadError, SettingsError, errors, processes
+from celery_tfpool.model_path import ModelPath
 from celery_tfpool.models.handle import Handle
 from celery_tfpool.models.lazy_model import LazyModel
 from celery_tfpool.packs import attach, build, manifest, write
@@ -31,7 +32,6 @@ from celery_tfpool.runners.keras_model import KerasRunner, declared
 from celery_tfpool.runners.location import BadSource
 from celery_tfpool.runners.options import LoadOptions
 from celery_tfpool.runners.protocol import CannotPack
-from celery_tfpool.setting_checks import ModelPath
 from celery_tfpool.settings import Settings
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore:__array__")]

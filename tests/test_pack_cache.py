@@ -96,7 +96,7 @@ def never(folder: str) -> None:
 
 
 def key_of(path: str, facts: list[str], *, code: Sequence[str] = ()) -> str:
-    return fingerprint.key(fingerprint.content(path), facts, code=code)
+    return fingerprint.key(fingerprint.content([path]), facts, code=code)
 
 
 def test_fingerprint(tmp_path: Path) -> None:
@@ -155,19 +155,19 @@ def test_content_that_changes(tmp_path: Path) -> None:
     """Is seen when it is another, by whatever way; not when it was only touched."""
     model = tmp_path / "m.keras"
     model.write_text("version 1")
-    first = fingerprint.content(str(model))
-    assert fingerprint.has_changed(str(model), first) is None
+    first = fingerprint.content([str(model)])
+    assert fingerprint.has_changed([str(model)], first) is None
     os.utime(model)
-    assert fingerprint.has_changed(str(model), first) is None
-    assert fingerprint.was_touched(str(model), first)
+    assert fingerprint.has_changed([str(model)], first) is None
+    assert fingerprint.was_touched([str(model)], first)
     stat = model.stat()
     model.write_text("version 2")
     os.utime(model, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    changed = fingerprint.has_changed(str(model), first)
+    changed = fingerprint.has_changed([str(model)], first)
     assert changed is not None
     assert changed.short != first.short
     model.write_text("version 1")
-    assert fingerprint.has_changed(str(model), first) is None
+    assert fingerprint.has_changed([str(model)], first) is None
 
 
 @pytest.mark.parametrize("is_put_back", [False, True])
@@ -198,7 +198,7 @@ def test_replaced_while_it_is_packed(
         path.write_bytes(versions[version])
         found = build.find_or_make("m", str(path), cache, safe_mode=True)
         assert expected == PackRunner("m", found.folder).predict(np.ones((1, 16)), None).item()
-        assert found.content == fingerprint.content(str(path))
+        assert found.content == fingerprint.content([str(path)])
 
 
 def test_replaced_all_the_while(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,8 @@ from zoo import (
     several_named,
 )
 
-from celery_tfpool.models.handle import Handle, Models
+from celery_tfpool.models.handle import Handle
+from celery_tfpool.models.of_process import Models
 from celery_tfpool.runners.keras_model import declared
 
 Pair = tuple[Any, Handle]

@@ -20,7 +20,8 @@ from keras import layers
 from zoo import KERAS, SubclassedOfDict, built, chain, mlp, normal
 
 from celery_tfpool import InvalidInputError, ModelLoadError
-from celery_tfpool.models.handle import Handle, Models
+from celery_tfpool.models.handle import Handle
+from celery_tfpool.models.of_process import Models
 
 ROW = [1.0, 2.0, 3.0]
 

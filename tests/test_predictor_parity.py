@@ -22,7 +22,9 @@ from test_parity import for_keras, keras_itself
 from zoo import ZOO, chain
 
 from celery_tfpool import InvalidInputError
-from celery_tfpool.models.handle import Handle, Models
+from celery_tfpool.model_path import ModelPath
+from celery_tfpool.models.handle import Handle
+from celery_tfpool.models.of_process import Models
 from celery_tfpool.packs import build
 from celery_tfpool.packs.attach import load
 from celery_tfpool.packs.cache import PackCache
@@ -33,7 +35,6 @@ from celery_tfpool.predictors.remote_model import RemoteRunner
 from celery_tfpool.predictors.row_check import Reason
 from celery_tfpool.predictors.server import Job, started_at
 from celery_tfpool.predictors.supervisor import Supervisor
-from celery_tfpool.setting_checks import ModelPath
 from celery_tfpool.settings import Settings
 
 #: Noise is another every time, also in Keras.

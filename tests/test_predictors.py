@@ -19,8 +19,8 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 from conftest import PATIENCE, StartWorker, Worker, make_model, marked, wait_until
 
+from celery_tfpool.model_path import ModelPath
 from celery_tfpool.pool.plan import assign
-from celery_tfpool.setting_checks import ModelPath
 
 #: Doubles its input, slowly or with a crash if asked.
 TRAPPED: dict[str, Any] = {"tf_model_path": {"default": {"path": "trapped:model", "batch": True}}, "tf_predictors": 1}

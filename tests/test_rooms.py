@@ -12,7 +12,17 @@ PACKAGE = Path(__file__).parent.parent / "celery_tfpool"
 #: A room may import those after it, and the files of the top level that are in BASE.
 ROOMS = ("pool", "predictors", "models", "packs", "runners", "engines")
 #: What anybody may import.
-BASE = {"arrays", "errors", "settings", "setting_checks", "processes", "_celery", "_tensorflow", "__version__"}
+BASE = {
+    "arrays",
+    "errors",
+    "settings",
+    "setting_checks",
+    "model_path",
+    "processes",
+    "_celery",
+    "_tensorflow",
+    "__version__",
+}
 
 
 def imports(path: Path, source: str) -> Iterator[tuple[int, tuple[str, ...]]]:

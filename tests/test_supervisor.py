@@ -24,12 +24,12 @@ import stand_ins
 from conftest import forkserver_pid, lives, suspended, wait_until
 
 from celery_tfpool import PredictorUnavailable
+from celery_tfpool.model_path import ModelPath
 from celery_tfpool.predictors.busyness import LoadBoard
 from celery_tfpool.predictors.client import Client
 from celery_tfpool.predictors.connection import coroner_path, socket_path
 from celery_tfpool.predictors.server import Job, started_at
 from celery_tfpool.predictors.supervisor import CannotStart, Supervisor
-from celery_tfpool.setting_checks import ModelPath
 from celery_tfpool.settings import Settings
 
 MODEL = ModelPath("m", "stand_ins:none")

@@ -21,14 +21,15 @@ from typing import Any
 
 from recipe import PACKS, PATHS, compiled, rows
 
-from celery_tfpool.models.handle import Handle, Models
+from celery_tfpool.model_path import ModelPath
+from celery_tfpool.models.handle import Handle
+from celery_tfpool.models.of_process import Models
 from celery_tfpool.packs import build
 from celery_tfpool.packs.cache import PackCache
 from celery_tfpool.predictors.client import Client
 from celery_tfpool.predictors.remote_model import RemoteRunner
 from celery_tfpool.predictors.server import Job
 from celery_tfpool.predictors.supervisor import Supervisor
-from celery_tfpool.setting_checks import ModelPath
 from celery_tfpool.settings import Settings
 
 #: Calls of a round: the first is slow for whoever comes after another, so one call is not the typical one.

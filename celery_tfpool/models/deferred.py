@@ -109,13 +109,14 @@ def _keras_model(original: Callable[..., Any], filepath: Any, *args: Any, **kwar
         return original(filepath, *args, **kwargs)
     options = {**dict(zip(["custom_objects", "compile", "safe_mode"], args, strict=False)), **kwargs}
     options = {name: value for name, value in options.items() if name != "compile" and value not in (None, {})}
-    if options not in ({}, {"safe_mode": True}):
+    objects = options.pop("custom_objects", {})
+    if options not in ({}, {"safe_mode": True}) or not isinstance(objects, dict):
         call = functools.partial(original, path, *args, **kwargs)
-        return LaterModel(call, f"model from {path!r} with {', '.join(sorted(options))}", "keras")
+        return LaterModel(call, f"model from {path!r} with {', '.join(sorted(kwargs))}", "keras")
     if location.check(path, safe_mode=True) not in (Kind.KERAS, Kind.H5):
         return original(filepath, *args, **kwargs)
     line = blame(traceback.extract_stack(sys._getframe(2)))
-    deferred = Deferred(Path(path).stem, path, line, os.getpid())
+    deferred = Deferred(Path(path).stem, path, line, os.getpid(), custom_objects=tuple(objects.items()))
     _models.append(deferred)
     return StandIn(deferred)
 

@@ -1,4 +1,4 @@
-"""The handle that `get_model` returns, and all models of a process by name.
+"""The handle that `get_model` returns.
 
 A handle is a name until its first use; then the model is loaded, once, in the
 process that used it.  ``predict`` gives the numbers of ``keras.Model.predict``
@@ -12,22 +12,12 @@ Knows nothing of Celery or of where the model runs.
 from __future__ import annotations
 
 import copy
-import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-from ..errors import UnknownModelError
-from ..packs.fingerprint import Content
 from ..runners import tf_state
 from ..runners.convert import holds_arrays, rows_of, to_tensors
-from ..runners.options import LoadOptions
-from ..runners.protocol import Predicts
-from .lazy_model import AroundLoad, LazyModel, load_plainly
-
-logger: logging.Logger = logging.getLogger(__name__)
-
+from .lazy_model import LazyModel
 
 #: Inspect, asyncio, json, notebooks and friends ask for these, of whatever they meet.
 ASKED_OF_ANYTHING = ("__", "_is_coroutine", "_partialmethod", "_repr_", "_ipython_")
@@ -159,75 +149,3 @@ class Handle:
     def __repr__(self) -> str:
         state = "loaded" if self._lazy.loaded else "in predictors" if self._lazy.remote else "not loaded"
         return f"<model {self._lazy.name!r} from {self._lazy.path!r}, {state}>"
-
-
-class Models:
-    """The models of one process, by name."""
-
-    def __init__(
-        self,
-        model_path: Sequence[tuple[Any, ...]],
-        *,
-        safe_mode: bool,
-        packs: Mapping[str, str] = MappingProxyType({}),
-        contents: Mapping[str, Content] = MappingProxyType({}),
-        remote: Mapping[str, Predicts] = MappingProxyType({}),
-        around_load: AroundLoad = load_plainly,
-        interrupts: tuple[type[BaseException], ...] = (),
-    ) -> None:
-        self._lazy = {
-            name: LazyModel(
-                name,
-                path,
-                safe_mode=safe_mode,
-                options=LoadOptions(*options),
-                pack=None if packs.get(name) == os.path.expanduser(path) else packs.get(name),
-                content=contents.get(name),
-                remote=remote.get(name),
-                around_load=around_load,
-                interrupts=interrupts,
-            )
-            for name, path, *options in (model[:4] for model in model_path)
-        }
-        # Who asks for none by name means one of the settings, if there are any.
-        named = [model[0] for model in model_path if not getattr(model, "is_deferred", False)]
-        self._only = next(iter(named or self._lazy), None) if len(named or self._lazy) == 1 else None
-
-    def get(self, name: str | None = None) -> Handle:
-        """The handle of ``name``, or of the only model.
-
-        Raises:
-            UnknownModelError: no such name, or no name and several models.
-        """
-        lazy = self.find(name)
-        return Handle(lambda: lazy)
-
-    def find(self, name: str | None = None) -> LazyModel:
-        """The model ``name``, or the only one.
-
-        Raises:
-            UnknownModelError: no such name, or no name and several models.
-        """
-        try:
-            return self._lazy[name or self._only or ""]
-        except KeyError:
-            raise UnknownModelError(name, ", ".join(self._lazy) or "nothing (it is not set)") from None
-
-    def __len__(self) -> int:
-        return len(self._lazy)
-
-    def load_all(self) -> None:
-        """Load every model that is not loaded yet.
-
-        Raises:
-            ModelLoadError: of the first that fails.
-        """
-        for lazy in self._lazy.values():
-            lazy.who_predicts()
-
-    def status(self) -> dict[str, dict[str, Any]]:
-        """By name: whether it is loaded, from its pack or not, and in how many seconds."""
-        return {
-            name: {"loaded": lazy.loaded, "packed": lazy.packed, "load_time": lazy.load_time}
-            for name, lazy in self._lazy.items()
-        }

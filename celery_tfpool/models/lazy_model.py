@@ -2,30 +2,27 @@
 
 A model that predictors have is asked of them, one that has a pack is called from
 there, and the Keras model is loaded only when something is asked that only Keras has.
+It may be let go, and is loaded again at its next use.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ModelLoadError, TFPoolError
-from ..packs import fingerprint
-from ..packs.attach import PackRunner, load
-from ..packs.fingerprint import Content
 from ..runners import location, tf_state
 from ..runners.convert import short
-from ..runners.location import BadSource
-from ..runners.options import NOTHING, LoadOptions
 from ..runners.protocol import Predicts, Runner
+from . import words
+from .source import Source
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -39,27 +36,20 @@ def load_plainly(name: str, path: str) -> AbstractContextManager[None]:
 
 
 @dataclass(eq=False)
-class LazyModel:
+class LazyModel(Source):
     """One model of this process: where it comes from, and once it was needed, the thing itself."""
 
-    name: str
-    path: str
-    _: KW_ONLY
-    safe_mode: bool
-    options: LoadOptions = NOTHING
-    #: The folder of its pack, if it has one.
-    pack: str | None = None
-    #: What its files must hold; None: whatever they do.
-    content: Content | None = None
     #: Predictors that have it; then nothing is loaded here until something is asked that only Keras has.
     remote: Predicts | None = None
     around_load: AroundLoad = load_plainly
-    #: What may interrupt a load without being the load's failure (a time limit).
-    interrupts: tuple[type[BaseException], ...] = ()
+    #: Called with this one before it is loaded.
+    before_load: Callable[[LazyModel], None] = lambda model: None
     #: Called with the Keras model itself, once, when somebody asks for it.
     when_whole: Callable[[Any], None] = lambda model: None
     #: Seconds; None until it is loaded.
     load_time: float | None = field(default=None, init=False)
+    #: When it was used last, by ``time.monotonic``.
+    used: float = field(default=0.0, init=False)
     _runner: Runner | None = field(default=None, init=False)
     #: Whether somebody has asked for the Keras model itself, which stays the same one from then on.
     _is_whole: bool = field(default=False, init=False)
@@ -85,6 +75,7 @@ class LazyModel:
         """The predictors that have the model, if there are any and it is not loaded here all the same; else `load`."""
         if self.remote is not None and self._runner is None:
             return self.remote
+        self.used = time.monotonic()
         self._refuse_in_fork()
         return self.load()
 
@@ -112,8 +103,21 @@ class LazyModel:
         """
         with self._lock:
             if self._runner is None:
-                return self._take(self._load_pack if self.pack else self._load)
+                return self._take(self.load_first)
             return self._runner
+
+    def let_go(self) -> bool:
+        """Forget the loaded model, unless it is being loaded, or is the Keras model itself, which may have changed."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self._runner is None or self._is_whole:
+                return False
+            self._runner = self.load_time = None
+            self.forget()
+            return True
+        finally:
+            self._lock.release()
 
     def original(self) -> Runner:
         """The model itself, from now on for predictions as well: its weights may change, and the pack's do not.
@@ -124,69 +128,19 @@ class LazyModel:
         with self._lock:
             self._refuse_in_fork()
             if self._runner is None or (self.packed and self.pack):
-                return self._take(self._load)
+                return self._take(self.load_plainly)
             return self._runner
 
     def _take(self, load_it: Callable[[], Runner]) -> Runner:
+        if self._runner is None:
+            self.before_load(self)
+            self.used = time.monotonic()
         started = time.monotonic()
         with self.around_load(self.name, self.path), tf_state.eagerly():
             runner = load_it()
             self.load_time = round(time.monotonic() - started, 3)
             self._runner = runner
         return runner
-
-    def _load_pack(self) -> Runner:
-        try:
-            return PackRunner(self.name, self.pack or "")
-        except self.interrupts:
-            raise
-        except Exception as exc:  # whatever is wrong with the pack, there is the model
-            logger.warning(
-                "model %r: its pack %s cannot be used (%s: %s); loading %s instead, as a copy of this process's own",
-                self.name,
-                self.pack,
-                type(exc).__name__,
-                short(exc),
-                self.path,
-            )
-            return self._load()
-
-    def _load(self) -> Runner:
-        passed_on: tuple[type[BaseException], ...] = (TFPoolError, *self.interrupts)
-        try:
-            return self._load_unchanged()
-        except passed_on:
-            raise
-        except Exception as exc:  # anything at all may come out of the user's file or function
-            reason = str(exc) if isinstance(exc, BadSource) else f"{type(exc).__name__}: {short(exc)}"
-            if "Could not locate class" in reason:
-                reason += (
-                    ". Import the module of the class where the app's tasks are, or name it in the app's `imports`: "
-                    "an import in the task comes too late for a process that has not run it"
-                )
-            raise ModelLoadError(self.name, self.path, reason) from exc
-
-    def _load_unchanged(self, *, compiled: bool = False) -> Runner:
-        """`load`, of the files that were there when the worker started."""
-        self._refuse_change()
-        runner = load(self.name, self.path, safe_mode=self.safe_mode, options=self.options, compiled=compiled)
-        self._refuse_change()
-        return runner
-
-    def _refuse_change(self) -> None:
-        """Processes of one worker must not answer with different versions of a model.
-
-        Raises:
-            BadSource: its files have changed.
-        """
-        if self.content is None or not os.path.exists(self.path):
-            return
-        if (present := fingerprint.has_changed(self.path, self.content)) is not None:
-            raise BadSource(
-                f"its files have changed since the worker started (fingerprint {present.short}, at the start "
-                f"{self.content.short}), and other processes of this worker have the old ones. Restart the worker to "
-                "use the new ones, or put the old ones back"
-            )
 
     def _whole(self, attribute: str) -> Runner:
         """`original`, with the loss, metrics and optimizer that it was saved with: what Keras itself loads.
@@ -200,32 +154,17 @@ class LazyModel:
                 self._load_whole()
                 self._is_whole = True
                 self.when_whole(self.original().keras_model)
-                if was_elsewhere:
-                    self._say_what_it_costs(attribute)
+                if was_elsewhere and (model := self.original().keras_model) is not None:
+                    cost = words.of_cost(model, self.load_time or 0.0, is_asked=self.remote is not None)
+                    logger.warning("model %r: %r needs the Keras model itself, %s", self.name, attribute, cost)
             return self.original()
-
-    def _say_what_it_costs(self, attribute: str) -> None:
-        import tensorflow as tf
-
-        if (model := self.original().keras_model) is None:
-            return
-        logger.warning(
-            "model %r: %r needs the Keras model itself, so process %d has loaded it, in %.1f s and %.0f MB of its own; "
-            "from now on %s. predict(), predict_on_batch() and model(x) of arrays need no Keras model",
-            self.name,
-            attribute,
-            os.getpid(),
-            self.load_time or 0.0,
-            sum(math.prod(variable.shape) * tf.as_dtype(variable.dtype).size for variable in model.variables) / 2**20,
-            "it asks no predictor for it" if self.remote is not None else "it shares no weights of it",
-        )
 
     def _load_whole(self) -> None:
         """Load what predicting does not need, if the file has it and if it can be loaded."""
         passed_on: tuple[type[BaseException], ...] = (TFPoolError, *self.interrupts)
         try:
             if location.is_compiled(self.path):
-                self._take(lambda: self._load_unchanged(compiled=True))
+                self._take(lambda: self.load_unchanged(compiled=True))
         except passed_on:
             raise
         except Exception as exc:  # custom losses and metrics, say, that are not imported here

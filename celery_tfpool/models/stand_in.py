@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..runners.options import LoadOptions
 from .handle import ASKED_OF_ANYTHING, Handle
 from .lazy_model import LazyModel
 
@@ -23,6 +24,7 @@ class Deferred:
     line: str
     #: The process in which it was not loaded.
     pid: int = 0
+    custom_objects: tuple[tuple[str, Any], ...] = ()
     #: What it was compiled with, if it was.
     compiled: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     #: The model in each process that has used it: this one, and whichever was forked to this one.
@@ -34,7 +36,8 @@ class Deferred:
         if pid not in self._in_process:
             found = _find(self.name) if _find is not None else None
             if found is None or found.path != self.path:
-                found = LazyModel(self.name, self.path, safe_mode=True)
+                options = LoadOptions(custom_objects=self.custom_objects)
+                found = LazyModel(self.name, self.path, safe_mode=True, options=options)
             self._in_process.setdefault(pid, found).when_whole = self.compile_again
         return self._in_process[pid]
 
@@ -84,11 +87,12 @@ class StandIn(Handle):
         return None if is_here else self.keras_model.make_predict_function(force=force)
 
     def __reduce__(self) -> Any:
-        return _again, (self._deferred.name, self._deferred.path, self._deferred.line)
+        deferred = self._deferred
+        return _again, (deferred.name, deferred.path, deferred.line, deferred.custom_objects)
 
 
-def _again(name: str, path: str, line: str) -> StandIn:
-    return StandIn(Deferred(name, path, line))
+def _again(name: str, path: str, line: str, custom_objects: tuple[tuple[str, Any], ...]) -> StandIn:
+    return StandIn(Deferred(name, path, line, custom_objects=custom_objects))
 
 
 class Later:

@@ -42,7 +42,7 @@ def load(name: str, path: str, *, safe_mode: bool, options: LoadOptions = NOTHIN
     Raises:
         BadSource: there is no such model, or it is a pack that other versions made.
     """
-    if location.check(path, safe_mode=safe_mode) is not Kind.PACK:
+    if location.check(path, safe_mode=safe_mode, weights=options.weights) is not Kind.PACK:
         return load_stored(name, path, safe_mode=safe_mode, options=options, compiled=compiled)
     folder = os.path.expanduser(path)
     check_versions(read_manifest(folder))

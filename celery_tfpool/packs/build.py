@@ -194,13 +194,17 @@ def find_or_make(
         BadSource: there is no such model.
         Exception: whatever loading the model raises.
     """
-    kind = location.check(path, safe_mode=safe_mode)
+    kind = location.check(path, safe_mode=safe_mode, weights=options.weights)
     path = os.path.expanduser(path)
     if kind is Kind.PACK:
         manifest.check_versions(manifest.verify(path))
-        return Found(path, fingerprint.content(path))
-    if kind in (Kind.FUNCTION, Kind.REMOTE):
+        return Found(path, fingerprint.content([path]))
+    if kind is Kind.REMOTE:
         raise CannotPack("only a file or folder on this machine can be seen to have changed")
+    if kind is Kind.FUNCTION and options.version is None:
+        raise CannotPack(
+            "what a function makes cannot be seen to have changed; give the model a `version`, and change it with that"
+        )
     facts = [f"format {manifest.FORMAT}", kind.value, *fingerprint.environment_facts(tf_state.versions(), os.environ)]
     files: list[str] = []
     if options != NOTHING:
@@ -209,12 +213,12 @@ def find_or_make(
         more, files = code or fingerprint.code_of_this_process()
         facts += more
     for _ in range(_TRIES):
-        content = fingerprint.content(path)
+        content = _content(path, kind, options)
         remarks: list[str] = []
 
         def make(folder: str, content: Content = content, remarks: list[str] = remarks) -> None:
             remarks.append(write_compared(load_stored(name, path, safe_mode=safe_mode, options=options), folder))
-            if fingerprint.was_touched(path, content):  # what was loaded may be other bytes
+            if content.stamps and fingerprint.was_touched(options.files(path), content):  # it may be other bytes
                 raise _Touched
 
         try:
@@ -223,3 +227,9 @@ def find_or_make(
         except _Touched:
             continue
     raise location.BadSource("its files change all the while; put them there under another name, and rename them")
+
+
+def _content(path: str, kind: Kind, options: LoadOptions) -> Content:
+    if kind is Kind.FUNCTION:
+        return fingerprint.content_of_version(path, options.version or "")
+    return fingerprint.content(options.files(path))

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..runners.protocol import CannotPack
+from ..settings import Settings
 from . import manifest
 from .locks import is_at, is_locked, locked, open_locked
 
@@ -38,14 +39,6 @@ _TRIES = 10
 
 class CacheUnusable(Exception):
     """Why the folder of the cache cannot be written: full, read-only, not allowed."""
-
-
-def default_folder(environ: Mapping[str, str]) -> Path:
-    """``celery_tfpool`` in the user's cache directory, as XDG has it; begins with ``~`` if nobody knows where that is.
-
-    `PackCache` refuses such a folder.
-    """
-    return Path(environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "celery_tfpool"
 
 
 # -- the cache -------------------------------------------------------------------
@@ -69,6 +62,15 @@ class PackCache:
 
     folder: Path
     max_bytes: int
+
+    @classmethod
+    def of(cls, settings: Settings, environ: Mapping[str, str]) -> PackCache:
+        """The one that settings and environment mean: by default ``celery_tfpool`` in the user's cache, as XDG has it.
+
+        Its folder begins with ``~`` if nobody knows where that is; `get_or_make` refuses such a folder.
+        """
+        home = Path(environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+        return cls(Path(settings.cache_dir) if settings.cache_dir else home / "celery_tfpool", settings.cache_max_bytes)
 
     def get_or_make(self, key: str, make: Callable[[str], None]) -> str:
         """The folder of the pack ``key``, verified; made by ``make(empty folder)`` if it is not there or damaged.

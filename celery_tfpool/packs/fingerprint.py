@@ -10,7 +10,7 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..runners.culprit import is_own_code
 
 @dataclass(frozen=True)
 class Content:
-    """The bytes of a file or of all files of a folder."""
+    """The bytes of files, or of all files of folders; or the version of what a function makes."""
 
     #: SHA-256 of names, sizes and bytes.
     digest: str
@@ -42,52 +42,61 @@ class Content:
         return cls(str(facts["digest"]), tuple(tuple(stamp) for stamp in stamps))
 
 
-def content(path: str) -> Content:
-    """The content of the file or folder at ``path``.
+def content(paths: Sequence[str]) -> Content:
+    """The content of files and folders.
 
     Raises:
-        OSError: it cannot be read, or is not there.
+        OSError: one cannot be read, or is not there.
     """
-    before = _stamps(path)
+    before = _stamps(paths)
     digest = hashlib.sha256()
-    for name in _files(path):
-        digest.update(f"{os.path.relpath(name, path)}\0{os.path.getsize(name)}\0".encode())
-        _add(digest, name)
+    for name, file in _files(paths):
+        digest.update(f"{name}\0{os.path.getsize(file)}\0".encode())
+        _add(digest, file)
     return Content(digest.hexdigest(), before)
 
 
-def has_changed(path: str, known: Content) -> Content | None:
-    """The present content of ``path`` if it is not ``known`` any more, else None.
+def content_of_version(function: str, version: str) -> Content:
+    """Of what a function makes that says itself when that is another."""
+    return Content(hashlib.sha256(f"{function}\0{version}".encode()).hexdigest(), ())
+
+
+def has_changed(paths: Sequence[str], known: Content) -> Content | None:
+    """The present content of ``paths`` if it is not ``known`` any more, else None.
 
     Raises:
         OSError: as `content`.
     """
-    if _stamps(path) == known.stamps:
+    if _stamps(paths) == known.stamps:
         return None
-    present = content(path)
+    present = content(paths)
     return None if present.digest == known.digest else present
 
 
-def was_touched(path: str, known: Content) -> bool:
+def was_touched(paths: Sequence[str], known: Content) -> bool:
     """Whether anything was written since ``known`` was read, even if the bytes are the same again."""
     try:
-        return _stamps(path) != known.stamps
+        return _stamps(paths) != known.stamps
     except OSError:
         return True
 
 
-def _files(path: str) -> list[str]:
-    if not os.path.isdir(path):
-        return [path]
-    return sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
-
-
-def _stamps(path: str) -> tuple[tuple[str, int, int, int, int], ...]:
+def _files(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """Each file, by a name that does not depend on where ``paths`` are."""
     found = []
-    for name in _files(path):
-        facts = os.stat(name)
-        stamp = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
-        found.append((os.path.relpath(name, path), *stamp))
+    for number, path in enumerate(paths):
+        files = [path]
+        if os.path.isdir(path):
+            files = sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+        found += [(f"{number}:{os.path.relpath(file, path)}", file) for file in files]
+    return found
+
+
+def _stamps(paths: Sequence[str]) -> tuple[tuple[str, int, int, int, int], ...]:
+    found = []
+    for name, file in _files(paths):
+        facts = os.stat(file)
+        found.append((name, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
     return tuple(found)
 
 

@@ -24,8 +24,10 @@ from .. import arrays
 from .._celery import known_apps
 from ..errors import ModelLoadError
 from ..models import stand_in
-from ..models.handle import Handle, Models
+from ..models.handle import Handle
 from ..models.lazy_model import LazyModel
+from ..models.of_process import Models
+from ..packs.cache import PackCache
 from ..predictors.client import Client, Predictors
 from ..predictors.remote_model import RemoteRunner
 from ..runners import tf_state
@@ -79,6 +81,8 @@ def _models_of_this_process() -> Models:
                 packs=dict(_plan.packs) if _plan else {},
                 contents=dict(_plan.contents) if _plan else {},
                 remote=_remote_models(_plan.predictors) if _plan and _plan.predictors else {},
+                cache=PackCache.of(settings, os.environ) if _plan and settings.share_weights else None,
+                max_loaded=settings.max_loaded_models,
                 around_load=_around_load,
                 interrupts=(SoftTimeLimitExceeded,),
             )

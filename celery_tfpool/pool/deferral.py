@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from .._celery import known_apps
 from ..errors import SettingsError
+from ..model_path import ModelPath
 from ..models import deferred
 from ..models.stand_in import Deferred
-from ..setting_checks import ModelPath
 from ..settings import Settings
 
 #: The setting that says no.
@@ -39,5 +39,5 @@ def with_deferred(settings: Settings) -> tuple[Settings, Sequence[Deferred]]:
             f"  {_SETTING} is False, which was not known yet when these lines loaded a model; set it above them, "
             f"app.conf.{_SETTING} = False:\n{lines}"
         )
-    models = tuple(ModelPath(one.name, one.path, is_deferred=True) for one in found)
+    models = tuple(ModelPath(one.name, one.path, custom_objects=one.custom_objects, is_deferred=True) for one in found)
     return replace(settings, model_path=(*settings.model_path, *models)), found

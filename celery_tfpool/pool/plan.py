@@ -11,16 +11,20 @@ from celery.utils.log import get_logger
 
 from .. import _tensorflow
 from ..errors import SettingsError
+from ..model_path import ModelPath
 from ..packs.fingerprint import Content
 from ..predictors.client import Predictors
 from ..processes import say_what_is_gone
 from ..runners import location, tf_state
 from ..runners.convert import short
 from ..runners.location import Kind
-from ..setting_checks import ModelPath
 from ..settings import Settings
 
 logger: logging.Logger = get_logger(__name__)
+
+
+#: Kinds of models that are no files here.
+_ELSEWHERE = (Kind.FUNCTION, Kind.REMOTE)
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,10 @@ def preimport() -> None:
 
 def absolute(model: ModelPath) -> ModelPath:
     """``model`` with the whole path of its file or folder; a function or an address stays as it is."""
-    is_local = location.kind_of(model.path) not in (Kind.FUNCTION, Kind.REMOTE)
-    return model._replace(path=os.path.abspath(os.path.expanduser(model.path))) if is_local else model
+    weights = model.weights and os.path.abspath(os.path.expanduser(model.weights))
+    is_file = "://" not in model.path if model.is_pattern else location.kind_of(model.path) not in _ELSEWHERE
+    path = os.path.abspath(os.path.expanduser(model.path)) if is_file else model.path
+    return model._replace(path=path, weights=weights)
 
 
 def all_predicted_elsewhere(settings: Settings) -> bool:

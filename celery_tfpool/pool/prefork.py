@@ -29,13 +29,13 @@ from celery.worker import state as worker_state
 from .. import processes
 from .._celery import bring_cffi, engine_of
 from ..errors import ForkGuardError
+from ..model_path import ModelPath
 from ..models import deferred
 from ..packs import cache
 from ..packs.build import Packing
 from ..predictors import server
 from ..predictors.server import Job
 from ..predictors.supervisor import CannotStart, Supervisor
-from ..setting_checks import ModelPath
 from . import fork_guard
 from .async_engine import TFAsynPool
 from .bases import TaskPool

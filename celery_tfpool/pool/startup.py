@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import logging
 import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from celery.utils.log import get_logger
@@ -17,9 +17,10 @@ from celery.worker import state as worker_state
 
 from .. import _celery
 from ..errors import SettingsError
+from ..model_path import NAME, ModelPath
 from ..packs import build, fingerprint, manifest
 from ..packs.build import Packing
-from ..packs.cache import CacheUnusable, PackCache, default_folder
+from ..packs.cache import CacheUnusable, PackCache
 from ..packs.fingerprint import Content
 from ..processes import say_what_is_gone
 from ..runners import location, tf_state
@@ -93,35 +94,51 @@ def check_models(settings: Settings) -> None:
     problems = []
     if settings.model_path and (why := tf_state.missing()):
         problems.append(f"  tf_model_path: {why}")
-    for name, path, *_ in settings.model_path:
+    for model in settings.model_path:
         try:
-            if location.check(path, safe_mode=settings.safe_mode) is Kind.PACK:
-                manifest.check_versions(manifest.read_manifest(os.path.expanduser(path)))
+            if model.is_pattern:
+                check_pattern(model)
+            elif location.check(model.path, safe_mode=settings.safe_mode, weights=model.weights) is Kind.PACK:
+                manifest.check_versions(manifest.read_manifest(os.path.expanduser(model.path)))
         except (location.BadSource, manifest.DamagedPack) as exc:
-            problems.append(f"  tf_model_path: model {name!r} at {path!r}: {exc}")
+            problems.append(f"  tf_model_path: model {model.name!r} at {model.path!r}: {exc}")
     if problems:
         raise SettingsError("\n".join(problems))
+
+
+def check_pattern(model: ModelPath) -> None:
+    """Say how many models a pattern stands for now; more may come.
+
+    Raises:
+        BadSource: there is no such folder.
+    """
+    if "://" in model.path:
+        return
+    folder = os.path.dirname(os.path.expanduser(model.path).partition(NAME)[0]) or "."
+    if not os.path.isdir(folder):
+        raise location.BadSource(f"there is no folder {folder!r}")
+    count = len(glob.glob(glob.escape(os.path.expanduser(model.path)).replace(NAME, "*")))
+    logger.info("model %r: %d at %r now; a child loads one at its first use", model.name, count, model.path)
 
 
 def pack_models(pool: TFPrefork, app: Any) -> list[Packing]:
     """Find or make the packs of all models, and keep them from being removed while this worker lives."""
     settings = pool.plan.settings
-    folder = Path(settings.cache_dir) if settings.cache_dir else default_folder(os.environ)
-    cache = PackCache(folder, settings.cache_max_bytes)
+    cache = PackCache.of(settings, os.environ)
     start_method = pool.start_method
     if all_predicted_elsewhere(settings):
         # This process does not import TensorFlow; the forkserver does, once for all packs and predictors.
         start_method = "forkserver"
         multiprocessing.set_forkserver_preload(list(pool.preload))
     done = []
-    for model in settings.model_path:
+    for model in (one for one in settings.model_path if not one.is_pattern):
         name, path = model.name, model.path
         packing = build.pack_in_process(
             name,
             path,
             cache,
             safe_mode=settings.safe_mode,
-            options=LoadOptions(model.signature, model.custom_objects),
+            options=LoadOptions.of(model),
             start_method=start_method,
             timeout=pool.plan.startup_timeout,
             tick=worker_state.maybe_shutdown,
@@ -143,10 +160,11 @@ def pack_models(pool: TFPrefork, app: Any) -> list[Packing]:
 def contents(settings: Settings, packings: Sequence[Packing]) -> tuple[tuple[str, Content], ...]:
     """What the files of each model hold that has files on this machine: what is loaded later must be the same."""
     found = {done.name: done.content for done in packings if done.content}
-    for name, path, *_ in settings.model_path:
-        if name not in found and location.kind_of(path) not in (Kind.FUNCTION, Kind.REMOTE):
-            with contextlib.suppress(OSError):  # whoever loads it says what is wrong
-                found[name] = fingerprint.content(path)
+    for model in settings.model_path:
+        if model.name in found or model.is_pattern or location.kind_of(model.path) in (Kind.FUNCTION, Kind.REMOTE):
+            continue
+        with contextlib.suppress(OSError):  # whoever loads it says what is wrong
+            found[model.name] = fingerprint.content(LoadOptions.of(model).files(model.path))
     return tuple(found.items())
 
 

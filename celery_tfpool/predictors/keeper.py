@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import processes
+from ..model_path import ModelPath
 from ..processes import GRACE, MAX_FAILED_STARTS, CrashLoop
 from ..runners.convert import short
-from ..setting_checks import ModelPath
 from .awaiting import ended, ending, in_thread
 from .connection import ask_statistics
 from .messages import Failed, ModelFacts, words_of

@@ -30,12 +30,12 @@ from typing import Any, NoReturn
 
 from .. import _tensorflow, processes
 from ..errors import TFPoolError
-from ..models.handle import Models
+from ..model_path import ModelPath
+from ..models.of_process import Models
 from ..packs.fingerprint import Content
 from ..processes import GRACE
 from ..runners import tf_state
 from ..runners.convert import short
-from ..setting_checks import ModelPath
 from ..settings import Settings
 from .conversation import Conversation
 from .folder import BACKLOG

@@ -30,9 +30,9 @@ from typing import Any
 
 from .. import processes
 from ..errors import TFPoolError
+from ..model_path import ModelPath
 from ..processes import GRACE
 from ..runners.convert import short
-from ..setting_checks import ModelPath
 from . import busyness, server
 from .busyness import LoadBoard
 from .client import Predictors

@@ -5,6 +5,7 @@ packs, of other processes, or of when a model is loaded.
 
     protocol     `Predicts`; a loaded model with a compiled call
     location     what a path is, and what is wrong with it, without TensorFlow
+    configuration  what a model's file says of itself, without TensorFlow
     options      what is said of one model alone, of how it is loaded
     stored       loads what Keras or TensorFlow stored, or a function makes
     keras_model  calls a model that says what inputs it takes

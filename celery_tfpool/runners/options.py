@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
+from ..model_path import ModelPath
 from .location import BadSource
 
 
@@ -18,9 +20,22 @@ class LoadOptions:
     signature: str | None = None
     #: Classes and functions that the file names: name → the thing, or where it is ("module:name").
     custom_objects: tuple[tuple[str, Any], ...] = ()
+    #: The file of its weights, where they are not in the one of the model.
+    weights: str | None = None
+    #: Of what a function makes: what it makes is the same as long as this is.
+    version: str | None = None
+
+    @classmethod
+    def of(cls, model: ModelPath) -> LoadOptions:
+        """Those of a model of ``tf_model_path``."""
+        return cls(model.signature, model.custom_objects, model.weights, model.version)
+
+    def files(self, path: str) -> list[str]:
+        """All that the model at ``path`` is loaded from."""
+        return [os.path.expanduser(file) for file in (path, self.weights) if file]
 
     def facts(self) -> list[str]:
-        """What makes a pack another one."""
+        """What makes a pack another one, beside the files."""
         objects = (f"custom object {name}: {_place_of(where)}" for name, where in self.custom_objects)
         return [f"signature {self.signature}", *objects]
 

@@ -12,7 +12,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from . import location, saved_model, subclassed, tf_state
+from .. import _tensorflow
+from . import configuration, location, saved_model, subclassed, tf_state
 from .any_object import ObjectRunner, can_predict
 from .keras_model import KerasRunner
 from .location import Kind
@@ -35,7 +36,7 @@ def load_stored(
     """
     if why := tf_state.missing():
         raise location.BadSource(why)
-    kind = location.check(path, safe_mode=safe_mode)
+    kind = location.check(path, safe_mode=safe_mode, weights=options.weights)
     if kind is Kind.PACK:
         raise location.BadSource("it is a pack, which has no other form")
     if kind is Kind.SAVED_MODEL:
@@ -67,6 +68,26 @@ def _stored_at(path: str, kind: Kind, safe_mode: bool, compiled: bool, options: 
     import keras
 
     local = path if kind is Kind.REMOTE else os.path.expanduser(path)
+    if kind is Kind.ARCHITECTURE:
+        model = _of_config(configuration.json_config(local), options.objects(), safe_mode)
+    else:
+        model = _load_model(local, safe_mode, compiled, options)
+    if options.weights is not None:
+        model.load_weights(os.path.expanduser(options.weights))
+    return model
+
+
+def _of_config(config: dict[str, Any], objects: dict[str, Any], safe_mode: bool) -> Any:
+    import keras
+
+    if "module" not in config:  # of Keras 2; what may be code was refused already
+        return _tensorflow.model_of_keras_2(config, objects)
+    return keras.saving.deserialize_keras_object(config, objects, safe_mode=safe_mode)
+
+
+def _load_model(local: str, safe_mode: bool, compiled: bool, options: LoadOptions) -> Any:
+    import keras
+
     # Training configuration is not needed to predict, and its custom
     # losses and metrics would have to be importable.
     load_model = inspect.unwrap(keras.models.load_model)  # even where loading is deferred
