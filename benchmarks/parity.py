@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from zoo import ZOO, Specimen
 
+from celery_tfpool.model_path import ModelPath
 from celery_tfpool.models import loading
 from celery_tfpool.models.handle import Handle
 from celery_tfpool.models.of_process import Models
@@ -68,7 +69,7 @@ def load(specimen: Specimen, path: str) -> tuple[Any, Handle]:
     # numbers for 1 row differ by 1e-7 (simple rnn) with what came before.  Two numbers of rows leave it none.
     for rows in (2, 3):
         theirs.predict(tensors(specimen.rows(rows)), verbose=0)
-    return theirs, Models((("model", path),), safe_mode=True).get()
+    return theirs, Models([ModelPath("model", path)], safe_mode=True).get()
 
 
 def packed(specimen: Specimen, theirs: Any, path: str) -> str:

@@ -11,10 +11,11 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import APPS, StartWorker, python_path, wait_until
 from keras import layers
 
-from celery_tfpool import ModelLoadError, UnknownModelError, processes, settings
+from celery_tfpool import InvalidInputError, ModelLoadError, UnknownModelError, processes, settings
 from celery_tfpool.errors import SettingsError
 from celery_tfpool.model_path import ModelPath, model_paths
 from celery_tfpool.models.lazy_model import LazyModel
@@ -22,6 +23,10 @@ from celery_tfpool.models.of_process import Models
 from celery_tfpool.packs import build
 from celery_tfpool.packs.cache import PackCache
 from celery_tfpool.pool import startup
+from celery_tfpool.predictors import calls
+from celery_tfpool.predictors.batching import Part
+from celery_tfpool.predictors.row_check import Reason
+from celery_tfpool.predictors.served_model import ServedModel
 from celery_tfpool.runners import location
 from celery_tfpool.runners.location import BadSource
 from celery_tfpool.runners.options import LoadOptions
@@ -90,7 +95,10 @@ def test_architecture_of_keras_2(tmp_path: Path) -> None:
         "config": {
             "name": "sequential",
             "layers": [
-                {"class_name": "InputLayer", "config": {"batch_input_shape": [None, 2], "dtype": "float32", "name": "i"}},
+                {
+                    "class_name": "InputLayer",
+                    "config": {"batch_input_shape": [None, 2], "dtype": "float32", "name": "i"},
+                },
                 {"class_name": "Dense", "config": {"name": "d", "units": 1, "activation": "linear", "use_bias": True}},
             ],
         },
@@ -121,6 +129,49 @@ def test_what_is_wrong_with_two(
     with pytest.raises(BadSource) as caught:
         location.check(file, safe_mode=True, weights=weights)
     assert str(caught.value).startswith(words)
+
+
+# -- one value for all rows ---------------------------------------------------------------------
+
+
+class Threshold(tf.Module):
+    """Takes rows, and what is no row."""
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, 2], tf.float32, name="x"),
+            tf.TensorSpec([], tf.float32, name="threshold"),
+            tf.TensorSpec([], tf.string, name="unit"),
+        ]
+    )
+    def above(self, x: Any, threshold: Any, unit: Any) -> Any:
+        return {"above": x > threshold, "unit": tf.repeat(unit, tf.shape(x)[0])}
+
+
+def test_one_value_for_all_rows(tmp_path: Path, cache: PackCache) -> None:
+    """Is passed as it is, to each call of a divided request too; requests that give it share no call."""
+    module, path = Threshold(), str(tmp_path / "saved")
+    tf.saved_model.save(module, path, {"serving_default": module.above})
+    pack = build.find_or_make("m", path, cache, safe_mode=True).folder
+    given = {"x": X, "threshold": 2, "unit": "cm"}
+    for lazy in (LazyModel("m", path, safe_mode=True), LazyModel("m", path, safe_mode=True, pack=pack)):
+        for batch_size in (None, 1, 2):
+            answers = lazy.load().predict(given, batch_size)
+            assert np.array_equal(X > 2, answers["above"])
+            assert [b"cm"] * 3 == answers["unit"].tolist()
+        assert (0, 2) == lazy.load().predict({**given, "x": X[:0]}, None)["above"].shape
+        with pytest.raises(InvalidInputError, match=r"threshold: float32 \(\); unit: .*got threshold: .*shape \(2,\)"):
+            lazy.load().predict({**given, "threshold": [1.0, 2.0]}, None)
+    served = ServedModel(lazy.load(), 32)
+    served.warm_up()
+    assert served.alone is Reason.ONE_VALUE
+    values = [np.asarray(given[port.name]) for port in lazy.load().inputs]
+    for batch_size in (None, 2):
+        call = served.prepare(values, batch_size)
+        assert call is not None
+        assert call.key is None
+        (answers,) = calls.run([Part(call, 0, 3)])
+        assert np.array_equal(X > 2, answers["above"])
 
 
 # -- what a function makes --------------------------------------------------------------------

@@ -35,6 +35,7 @@ from zoo import (
     several_named,
 )
 
+from celery_tfpool.model_path import ModelPath
 from celery_tfpool.models.handle import Handle
 from celery_tfpool.models.of_process import Models
 from celery_tfpool.runners.keras_model import declared
@@ -89,7 +90,7 @@ def twice(tmp_path: Path) -> Callable[[Any], Pair]:
 
 
 def handle(path: str) -> Handle:
-    return Models((("model", path),), safe_mode=True).get()
+    return Models([ModelPath("model", path)], safe_mode=True).get()
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ def predictors() -> tuple[Supervisor, dict[str, Handle]]:
     served = supervisor.start(lambda: None)
     client = Client(supervisor.folder, 60.0)
     remote = {name: RemoteRunner(name, indices, facts, client) for name, (indices, facts) in served.items()}
-    models = Models(tuple(PATHS.items()), safe_mode=True, remote=remote)
+    models = Models([ModelPath(*item) for item in PATHS.items()], safe_mode=True, remote=remote)
     return supervisor, {name: models.get(name) for name in PATHS}
 
 
@@ -85,8 +85,8 @@ def main(rounds: int) -> None:
     for name, path in PATHS.items():
         x, model = rows(name, 0), keras.models.load_model(path)
         pack = build.find_or_make(name, path, PackCache(Path(PACKS), 2**40), safe_mode=True)
-        handle = Models(((name, path),), safe_mode=True).get()
-        packed = Models(((name, path),), safe_mode=True, packs={name: pack}).get()
+        handle = Models([ModelPath(name, path)], safe_mode=True).get()
+        packed = Models([ModelPath(name, path)], safe_mode=True, packs={name: pack}).get()
         ways: dict[str, Callable[[Any], Any]] = {
             "compiled call": compiled(model),
             "handle": handle.predict,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..runners.convert import concatenate
-from ..runners.protocol import Compiled
+from ..runners.protocol import Compiled, rows_between
 from .batching import Part
 
 if TYPE_CHECKING:
@@ -61,10 +61,8 @@ def run(parts: Sequence[Part[Call]], *, in_one_thread: bool = False) -> list[Any
     first = parts[0].request
     if first.is_whole:
         return [_whole(first)]
-    values = [
-        _joined([part.request.values[number][part.start : part.stop] for part in parts])
-        for number in range(len(first.values))
-    ]
+    pieces = (rows_between(part.request.values, part.start, part.stop) for part in parts)
+    values = map(_joined, zip(*pieces, strict=True))
     compiled = (first.model.in_one_thread if in_one_thread else None) or first.compiled
     outputs = compiled(*values)
     if first.key is None:
@@ -78,7 +76,7 @@ def run(parts: Sequence[Part[Call]], *, in_one_thread: bool = False) -> list[Any
 def alone(part: Part[Call]) -> Any:
     """The outputs of one part, computed without the others of its batch."""
     call = part.request
-    return _whole(call) if call.is_whole else call.compiled(*(value[part.start : part.stop] for value in call.values))
+    return _whole(call) if call.is_whole else call.compiled(*rows_between(call.values, part.start, part.stop))
 
 
 def _whole(call: Call) -> Any:
@@ -96,11 +94,11 @@ def _whole(call: Call) -> Any:
     for start in range(0, call.rows, size):
         if not call.is_wanted():
             raise Abandoned
-        pieces.append(call.compiled(*(value[start : start + size] for value in call.values)))
+        pieces.append(call.compiled(*rows_between(call.values, start, start + size)))
     return pieces[0] if len(pieces) == 1 else concatenate(pieces)
 
 
-def _joined(pieces: list[Any]) -> Any:
+def _joined(pieces: Sequence[Any]) -> Any:
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 

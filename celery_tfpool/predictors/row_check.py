@@ -41,6 +41,7 @@ class Reason(Enum):
 
     SIZE = "max_batch_size is 1"
     REFUSED = "batch is False"
+    ONE_VALUE = "an input of it is one value for all rows, which each request gives for itself"
     FIXED_ROWS = "it takes a fixed number of rows"
     NO_ROWS = "its outputs do not have a row for each row of its inputs"
     STATE = "it keeps a state from one call to the next"
@@ -61,7 +62,7 @@ class Reason(Enum):
     @property
     def is_absolute(self) -> bool:
         """Whether even ``batch = True`` changes nothing: the rows cannot be put together or told apart."""
-        return self in (Reason.SIZE, Reason.FIXED_ROWS, Reason.NO_ROWS)
+        return self in (Reason.SIZE, Reason.ONE_VALUE, Reason.FIXED_ROWS, Reason.NO_ROWS)
 
 
 _NOT_KNOWN = {
@@ -79,7 +80,9 @@ def of_graph(compiled: Compiled, inputs: Sequence[Port]) -> Reason | None:
     operations = compiled.operations()
     if any(map(_writes, operations)):
         return Reason.STATE
-    if any(port.shape and port.shape[0] is not None for port in inputs):
+    if any(not port.shape for port in inputs):
+        return Reason.ONE_VALUE
+    if any(port.shape[0] is not None for port in inputs):
         return Reason.FIXED_ROWS
     for symbol in keras.tree.flatten(compiled.outputs):
         shape = symbol.shape

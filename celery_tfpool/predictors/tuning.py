@@ -224,5 +224,5 @@ def _at_once(call: Callable[[], Any], threads: int, computing: Executor) -> floa
 
 
 def _repeated(row: Any, port: Port, rows: int) -> Any:
-    fixed = bool(port.shape) and port.shape[0] is not None
-    return row if fixed else np.repeat(row, rows, axis=0)
+    has_rows = port.shape[:1] == (None,)
+    return np.repeat(row, rows, axis=0) if has_rows else row

@@ -109,6 +109,13 @@ def array(value: Any) -> Any:
     return made
 
 
+def scalar(value: Any) -> Any:
+    """``value`` as an array without dimensions, or as what it is, if it has some."""
+    if is_tensor(value):
+        return value
+    return np.asarray(value, dtype=object if isinstance(value, (str, bytes)) else None)
+
+
 def _array_of(value: Any) -> Any:
     first = value
     while isinstance(first, (list, tuple)) and first:

@@ -75,14 +75,14 @@ class Compiled:
         if rows <= batch_size:
             return self(*values)
         starts = range(0, rows, batch_size)
-        return concatenate([self(*(value[start : start + batch_size] for value in values)) for start in starts])
+        return concatenate([self(*rows_between(values, start, start + batch_size)) for start in starts])
 
     def whole(self, values: list[Any]) -> Any:
         """The outputs for all of ``values`` at once, whatever their first dimension is."""
         import keras
 
         are_rows = all(symbol.shape.rank and symbol.shape[0] is None for symbol in keras.tree.flatten(self.outputs))
-        is_empty = all(value.shape and value.shape[0] == 0 for value in values)
+        is_empty = all(value.shape[0] == 0 for value in values if value.shape)
         return self.of_no_rows(values) if are_rows and is_empty else self(*values)
 
     def of_no_rows(self, values: list[Any]) -> Any:
@@ -95,7 +95,7 @@ class Compiled:
                 lambda symbol: np.empty((0, *symbol.shape[1:]), symbol.dtype.as_numpy_dtype), self.outputs
             )
         # Sizes that depend on the input's: those of one row.
-        one = self(*(tf.zeros([1, *value.shape[1:]], dtype_of(value)) for value in values))
+        one = self(*(tf.zeros([1, *value.shape[1:]], dtype_of(value)) if value.shape else value for value in values))
         return keras.tree.map_structure(lambda value: value[:0] if value.shape else np.empty(0, value.dtype), one)
 
 
@@ -231,12 +231,17 @@ def check_batch_size(name: str, batch_size: Any) -> None:
 
 
 def count_rows(values: list[Any]) -> int:
-    """How many rows all of ``values`` have.
+    """How many rows all of ``values`` have, but for those that are one value for all rows.
 
     Raises:
         Misfit: not all as many.
     """
-    rows = [int(value.shape[0]) for value in values]
-    if len(set(rows)) != 1:
+    rows = [int(value.shape[0]) for value in values if value.shape]
+    if len(set(rows)) > 1:
         raise Misfit(f"inputs of different numbers of rows: {rows}")
-    return rows[0]
+    return rows[0] if rows else 1
+
+
+def rows_between(values: list[Any], start: int, stop: int) -> list[Any]:
+    """These rows of each of ``values``; what is one value for all rows as it is."""
+    return [value[start:stop] if value.shape else value for value in values]

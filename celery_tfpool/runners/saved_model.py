@@ -56,7 +56,7 @@ class SignatureRunner(Runner):
         self._signature = _signature(self._loaded, name, signature)
         _, inputs = self._signature.structured_input_signature
         outputs = self._signature.structured_outputs
-        named = Named([port_of(spec, key) for key, spec in inputs.items()], _orders(self._loaded))
+        named = Named([port_of(spec, key) for key, spec in sorted(inputs.items())], _orders(self._loaded))
         super().__init__(name, named, [port_of(spec, key) for key, spec in outputs.items()])
         self._compiled = Compiled(self._call, _only(outputs), graph_def_of(self._signature))
 
@@ -133,10 +133,10 @@ def _signature(loaded: Any, name: str, wanted: str | None) -> Any:
         )
     signature = signatures[key]
     for name, spec in signature.structured_input_signature[1].items():
-        if not spec.shape.rank:
+        if spec.shape.rank is None:
             raise location.BadSource(
-                f"its input {name!r} is not said to have rows along a first dimension (shape {spec.shape}); "
-                "save it with an input_signature that says so"
+                f"nobody knows how many dimensions its input {name!r} has (shape {spec.shape}); save it with an "
+                "input_signature that says so"
             )
     return signature
 

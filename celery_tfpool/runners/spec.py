@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .convert import Misfit, array, cast, castable
+from .convert import Misfit, array, cast, castable, scalar
 from .dtypes import dtype_of, is_tensor, numpy_dtype
 
 #: Sizes from the second dimension on; None may vary.
@@ -24,14 +24,16 @@ ANY_SIZE = 32
 
 @dataclass(frozen=True)
 class Port:
-    """One input or output of a model.  ``shape`` begins with the rows, usually None."""
+    """One input or output of a model.  ``shape`` begins with the rows, usually None; () is one value for all rows."""
 
     name: str
     dtype: str
     shape: Shape
 
     def __str__(self) -> str:
-        rows = "rows" if self.shape[:1] in ((None,), ()) else str(self.shape[0])
+        if not self.shape:
+            return f"{self.name}: {self.dtype} ()"
+        rows = "rows" if self.shape[0] is None else str(self.shape[0])
         return f"{self.name}: {self.dtype} ({', '.join([rows, *sizes(self.shape[1:])])})"
 
     def covers(self, shape: Shape) -> bool:
@@ -58,7 +60,7 @@ class Port:
             Misfit: it is another shape, or another kind of thing.
         """
         try:
-            given = array(value)
+            given = array(value) if self.shape else scalar(value)
             fitting = self._of_rank(given)
             self._check(fitting, given)
         except Misfit as exc:
@@ -85,8 +87,8 @@ class Port:
 
     def zeros(self) -> NDArray[Any]:
         """One row of zeros or empty strings, or as many as the model insists on."""
-        rows, *others = self.shape
-        shape = [1 if rows is None else rows, *(ANY_SIZE if size is None else size for size in others)]
+        shape = [ANY_SIZE if size is None else size for size in self.shape]
+        shape[:1] = [1 if rows is None else rows for rows in self.shape[:1]]
         if self.dtype == "string":
             return np.full(shape, "", dtype=object)
         return np.zeros(shape, dtype=numpy_dtype(self.dtype))

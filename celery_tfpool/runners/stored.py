@@ -65,7 +65,6 @@ def _check_backend() -> None:
 
 
 def _stored_at(path: str, kind: Kind, safe_mode: bool, compiled: bool, options: LoadOptions) -> Any:
-    import keras
 
     local = path if kind is Kind.REMOTE else os.path.expanduser(path)
     if kind is Kind.ARCHITECTURE:
