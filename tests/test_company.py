@@ -406,7 +406,7 @@ def test_more_bytes_than_a_request_may_have() -> None:
 
 def asking(model: str, description: Any, **fields: Any) -> AskPrediction:
     """A request with all fields right but for ``fields``."""
-    right = AskPrediction(1, model, description, None, alone=False, again=False, deadline=1e9, limit=None)
+    right = AskPrediction(1, model, description, None, None, alone=False, again=False, deadline=1e9, limit=None)
     return replace(right, **fields)
 
 

@@ -11,11 +11,19 @@ import pytest
 import tensorflow as tf
 import zoo
 
+from celery_tfpool import InvalidInputError
 from celery_tfpool.model_path import ModelPath
 from celery_tfpool.models.handle import Handle
 from celery_tfpool.models.of_process import Models
+from celery_tfpool.packs.attach import PackRunner
 from celery_tfpool.packs.compared import write_compared
+from celery_tfpool.packs.layers import _returning
+from celery_tfpool.predictors import calls
+from celery_tfpool.predictors.batching import Part
+from celery_tfpool.predictors.served_model import ServedModel
+from celery_tfpool.runners.convert import concatenate
 from celery_tfpool.runners.keras_model import KerasRunner
+from celery_tfpool.runners.subclassed import FreeRunner
 
 NAMES = [
     "dense",
@@ -23,7 +31,6 @@ NAMES = [
     "lstm",
     "embedding",
     "several, named",
-    "several, nested",
     "mixed_float16",
     "numbers, one a row",
 ]
@@ -135,3 +142,83 @@ def test_inside_a_graph(fresh: tuple[Any, Handle]) -> None:
         came = handle.predict(X), handle.predict_on_batch(X)
     for one in came:
         np.testing.assert_allclose(model.predict(X, verbose=0), one, rtol=1e-6)
+
+
+# -- what layers inside it give ------------------------------------------------------------------
+
+
+def expected_of(model: Any, names: Any, x: Any) -> Any:
+    """As people write it with Keras: a model to the outputs of some layers."""
+    if not isinstance(names, str):
+        return [expected_of(model, name, x) for name in names]
+    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    return keras.Model(inputs, model.get_layer(names).output).predict(x, verbose=0)
+
+
+def test_outputs_of_layers(both: tuple[Any, Handle, Any]) -> None:
+    """From the pack, and from a predictor that has it: of each layer alone, and of all in another order."""
+    model, handle, x = both
+    runner = handle._lazy.load()
+    names = list(runner.layers)
+    assert set(names) == {layer.name for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)}
+    served = ServedModel(runner, 32)
+    served.warm_up()
+    for wanted in [*names, names[::-1], names[:1], 2 * names[:1]] if names else []:  # one of the models has none
+        expected = expected_of(model, wanted, x)
+        same(expected, handle.predict(x, outputs=wanted), np.ndarray)
+        values = runner._inputs.values(x)
+        assert served.prepare(values, None, outputs=wanted) is None
+        call = served.prepare_slowly(values, None, 60.0, outputs=wanted)
+        assert call.key is None
+        parts = [Part(call, start, min(start + 32, 40)) for start in (0, 32)]
+        same(expected, concatenate([calls.run([part])[0] for part in parts]), np.ndarray)
+    assert not handle._lazy.is_whole
+
+
+def test_inner_layer_computes_no_more(tmp_path: Path) -> None:
+    """What comes after it is not in the graph that gives its output."""
+    model = zoo.ZOO["conv"].build()
+    write_compared(KerasRunner("m", model), str(tmp_path))
+    runner = PackRunner("m", str(tmp_path))
+    sizes = [len(function_of(runner, name).node_def) for name in (model.layers[0].name, model.layers[-1].name)]
+    assert sizes[0] < sizes[1] / 2
+
+
+def function_of(runner: PackRunner, name: str) -> Any:
+    layers = runner.manifest.layers
+    assert layers is not None
+    graph_def = runner.of_layers(name).graph_def()
+    function = _returning(layers, graph_def, [name])
+    return next(one for one in graph_def.library.function if one.signature.name == function)
+
+
+def test_outputs_of_no_layer(fresh: tuple[Any, Handle]) -> None:
+    model, handle = fresh
+    known = ", ".join(sorted(layer.name for layer in model.layers))
+    with pytest.raises(InvalidInputError, match=f"no layer 'nothing'; its layers are {known}"):
+        handle.predict(X, outputs="nothing")
+    for wrong in ([], 3, [3]):
+        with pytest.raises(InvalidInputError):
+            handle.predict(X, outputs=wrong)  # type: ignore[arg-type]
+
+
+def test_outputs_by_keras_itself(fresh: tuple[Any, Handle]) -> None:
+    """Of a dataset, and after the weights have changed."""
+    model, handle = fresh
+    name = model.layers[-1].name
+    rows = tf.data.Dataset.from_tensor_slices(X).batch(1)
+    np.testing.assert_allclose(model.predict(X, verbose=0), handle.predict(rows, outputs=name), rtol=1e-6)
+    handle.set_weights([2 * weight for weight in handle.get_weights()])
+    np.testing.assert_allclose(2 * model(X), handle.predict(X, outputs=name), rtol=1e-6)
+
+
+def test_outputs_of_other_models(tmp_path: Path) -> None:
+    """Of a model whose call() alone knows its layers, and of a SavedModel, there are none to be named."""
+    subclassed = zoo.ZOO["subclassed"].build()
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
+    model.export(tmp_path / "saved", verbose=False)
+    handle = Models([ModelPath("m", str(tmp_path / "saved"))], safe_mode=True).get()
+    with pytest.raises(AttributeError, match="is a SavedModel, which has predict"):
+        handle.predict(X, outputs="dense")
+    with pytest.raises(InvalidInputError, match="no layer 'dense'; it has none that is known by its name"):
+        FreeRunner("m", subclassed).predict(X, None, "dense")

@@ -49,7 +49,7 @@ ODD = [None, True, -1, 0, 1, 2**31, 2**63, 2**64, 1e400, 0.5, "", "O", "string",
 
 
 def asking(description: Any, number: int = 1) -> dict[str, Any]:
-    question = AskPrediction(number, "m", description, None, alone=False, again=False, deadline=1e9, limit=None)
+    question = AskPrediction(number, "m", description, None, None, alone=False, again=False, deadline=1e9, limit=None)
     return question.to_json()
 
 

@@ -12,7 +12,7 @@ Knows nothing of Celery or of where the model runs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ..runners import tf_state
@@ -46,6 +46,7 @@ class Handle:
         verbose: Any = "auto",
         steps: int | None = None,
         callbacks: Any = None,
+        outputs: str | Sequence[str] | None = None,
         **others: Any,
     ) -> Any:
         """Predictions for ``x``, with the numbers of ``keras.Model.predict``.
@@ -62,6 +63,9 @@ class Handle:
             verbose: accepted for Keras's sake; no progress bar is drawn.
             steps, callbacks: as in Keras; with either, and for a dataset,
                 generator or the like as ``x``, Keras itself predicts.
+            outputs: the name of a layer inside a functional or sequential
+                model: its output is wanted, and not that of the model; or a
+                list of names, for a list of outputs.
             others: whatever a ``predict`` of the user's own takes, of a class
                 of Keras model or of any object that "module:function" returned.
 
@@ -71,16 +75,22 @@ class Handle:
 
         Raises:
             InvalidInputError: shape, dtype, number or names of the inputs do
-                not fit; says what was expected and what came.
+                not fit, or there is no such layer; says what was expected and what came.
             ModelLoadError: the first use failed to load the model.
             PredictionError, PredictionTimeout, PredictorOverloaded, PredictorUnavailable:
                 a predictor gave no answer; the base of all is `TFPoolError`.
         """
         runner = self._lazy.who_predicts()
-        if steps is None and callbacks is None and not others and runner.takes(x):
+        is_plain = steps is None and callbacks is None and not others and runner.takes(x)
+        if outputs is not None and is_plain and not runner.layers:  # a pack that was made without, say
+            self._lazy.keras_model("predict(outputs=…)")
+            runner = self._lazy.original()
+        if is_plain:
             with tf_state.eagerly():
-                return runner.predict(x, batch_size)
+                return runner.predict(x, batch_size, outputs)
         options = {"batch_size": batch_size, "verbose": verbose, "steps": steps, "callbacks": callbacks, **others}
+        if outputs is not None:
+            options["outputs"] = outputs
         return self._lazy.original().delegate(x, **options)
 
     def predict_on_batch(self, x: Any) -> Any:

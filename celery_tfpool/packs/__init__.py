@@ -4,6 +4,7 @@ Decides what a pack is, where it is kept, for how long, and which one belongs to
 
     manifest     what a pack holds, verified without TensorFlow
     write        a loaded model as a pack
+    layers       what inner layers give, from the same weights
     compared     written, and compared with the model
     attach       a pack, called in this process
     build        in a process of its own, which then ends

@@ -6,6 +6,7 @@ The weights are mapped copy-on-write and given to TensorFlow as they are.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..runners.location import Kind
 from ..runners.options import NOTHING, LoadOptions
 from ..runners.protocol import Compiled, Runner
 from ..runners.stored import load_stored
+from .layers import LAYERS, call_of
 from .manifest import GRAPH, DamagedPack, Manifest, Weight, check_versions, read_manifest
 
 
@@ -23,13 +25,22 @@ class PackRunner(Runner):
     """Calls of a pack's graph."""
 
     def __init__(self, name: str, folder: str) -> None:
-        manifest, self._compiled = attach(folder)
+        manifest, self._compiled, self._captured = attach(folder)
         super().__init__(name, manifest.inputs, manifest.output_ports(), folder)
         self.manifest: Manifest = manifest
+        self.layers = list(manifest.layers.outputs) if manifest.layers else []
 
     def compiled(self) -> Compiled:
         """The pack's graph."""
         return self._compiled
+
+    def trace_layers(self, names: Sequence[str]) -> Compiled:
+        """As `Runner.trace_layers`; nothing is traced."""
+        layers, folder = self.manifest.layers, self.pack_folder
+        assert layers is not None
+        assert folder is not None
+        call, specs = call_of(layers, _read_graph(folder, LAYERS), names, self._captured)
+        return Compiled(call, specs, lambda: _read_graph(folder, LAYERS))
 
     def variables(self) -> list[Any]:
         """Its weights that are variables, as `manifest.Weight`: dtype and shape."""
@@ -49,8 +60,8 @@ def load(name: str, path: str, *, safe_mode: bool, options: LoadOptions = NOTHIN
     return PackRunner(name, folder)
 
 
-def attach(folder: str) -> tuple[Manifest, Compiled]:
-    """The pack's model, ready to be called in this process; initialises TensorFlow.
+def attach(folder: str) -> tuple[Manifest, Compiled, list[Any]]:
+    """The pack's model, ready to be called in this process, and its weights as TensorFlow has them; initialises it.
 
     Raises:
         DamagedPack: files are missing or cut off.
@@ -72,7 +83,7 @@ def attach(folder: str) -> tuple[Manifest, Compiled]:
     def call(*values: Any) -> Any:
         return tf.nest.pack_sequence_as(specs, function_call([*values, *captured]))
 
-    return manifest, Compiled(call, specs, lambda: _read_graph(folder))
+    return manifest, Compiled(call, specs, lambda: _read_graph(folder)), captured
 
 
 def concrete(folder: str) -> tuple[Any, Any, list[Any]]:
@@ -125,11 +136,11 @@ def _copied(folder: str, weight: Weight) -> Any:
     return tf.Variable(tensor) if weight.variable else tensor
 
 
-def _read_graph(folder: str) -> Any:
+def _read_graph(folder: str, name: str = GRAPH) -> Any:
     import tensorflow as tf
 
     graph_def = tf.compat.v1.GraphDef()
-    with open(os.path.join(folder, GRAPH), "rb") as file:
+    with open(os.path.join(folder, name), "rb") as file:
         graph_def.ParseFromString(file.read())
     return graph_def
 

@@ -24,8 +24,11 @@ def write_compared(runner: Runner, folder: str) -> str:
         expected = runner.predict(sample, 1)
     except Exception:  # zeros are not for every model, and then there is nothing to compare
         return ""
-    packed = PackRunner(runner.name, folder).predict(sample, 1)
+    pack = PackRunner(runner.name, folder)
+    packed = pack.predict(sample, 1)
     if _same(packed, expected):
+        if pack.layers and not _same(pack.predict(sample, 1, pack.layers), runner.predict(sample, 1, pack.layers)):
+            raise CannotPack("its pack gives other numbers for its layers than the model itself")
         return ""
     again = runner.predict(sample, 1)
     if _same(again, expected):

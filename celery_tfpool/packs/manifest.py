@@ -2,6 +2,7 @@
 
 pack.json       what it is: inputs, outputs, weights, versions, size and SHA-256 of each file
 graph.pb        the inference graph, a GraphDef that holds functions only
+layers.pb       another for the outputs of inner layers, see `layers`, if the model has any
 weights/N.npy   each weight in NumPy's format, whose data begin at a multiple of 64 bytes
 """
 
@@ -19,8 +20,9 @@ from ..runners.location import BadSource
 from ..runners.protocol import CannotPack
 from ..runners.spec import Port
 from ..runners.structure import CannotEncode, leaves, structure_of_json, structure_to_json
+from .layers import LAYERS, Layers
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "pack.json"
 GRAPH = "graph.pb"
 WEIGHTS = "weights"
@@ -63,6 +65,8 @@ class Manifest:
     outputs: Any
     weights: list[Weight]
     versions: dict[str, str]
+    #: What gives the outputs of inner layers; None where nothing does.
+    layers: Layers | None
     #: File → size and SHA-256.
     files: dict[str, dict[str, Any]]
 
@@ -84,6 +88,7 @@ class Manifest:
             "outputs": _encoded(self.outputs),
             "weights": [asdict(weight) for weight in self.weights],
             "versions": self.versions,
+            "layers": None if self.layers is None else {**vars(self.layers), "outputs": _encoded(self.layers.outputs)},
             "files": self.files,
         }
         return {**facts, "checksum": _checksum(facts)}
@@ -101,8 +106,13 @@ class Manifest:
             outputs=_decoded(facts["outputs"]),
             weights=[Weight(**weight) for weight in facts["weights"]],
             versions=facts["versions"],
+            layers=_layers_of_json(facts["layers"]),
             files=facts["files"],
         )
+
+
+def _layers_of_json(facts: dict[str, Any] | None) -> Layers | None:
+    return None if facts is None else Layers(**{**facts, "outputs": _decoded(facts["outputs"])})
 
 
 def _checksum(facts: dict[str, Any]) -> str:
@@ -135,7 +145,8 @@ def read_manifest(folder: str) -> Manifest:
 
 def _checked(manifest: Manifest, folder: str) -> Manifest:
     """``manifest``, which names no file that is elsewhere, and none that is not verified."""
-    for name in (GRAPH, *(weight.file for weight in manifest.weights)):
+    of_layers = [LAYERS] if manifest.layers else []
+    for name in (GRAPH, *of_layers, *(weight.file for weight in manifest.weights)):
         if name not in manifest.files:
             raise DamagedPack(f"{MANIFEST} has no checksum of {name!r}")
     place = os.path.realpath(folder)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from ..runners.keras_model import KerasRunner
 from ..runners.protocol import CannotPack, Runner
+from .layers import LAYERS, Layers
 from .manifest import GRAPH, MANIFEST, WEIGHTS, Manifest, Output, Weight, facts_of, versions_here
 
 #: Operations that call back into the Python of the process that made the graph.
@@ -34,20 +36,38 @@ def write(runner: Runner, folder: str) -> Manifest:
     inputs, compiled = runner.single_call()
     concrete = compiled.function
     library, function = _functions(concrete)
-    outputs = _outputs(concrete, runner)
+    outputs = _outputs(concrete, [port.name for port in runner.outputs])
     os.mkdir(os.path.join(folder, WEIGHTS))
     weights = [_write_weight(folder, number, value) for number, value in enumerate(_captured(concrete, runner))]
     with open(os.path.join(folder, GRAPH), "wb") as file:
         file.write(library.SerializeToString(deterministic=True))
-    names = [GRAPH, *(weight.file for weight in weights)]
+    layers = _write_layers(folder, runner, concrete)
+    names = [GRAPH, *([LAYERS] if layers else []), *(weight.file for weight in weights)]
     files = {name: facts_of(os.path.join(folder, name)) for name in names}
-    manifest = Manifest(function, inputs, outputs, weights, versions_here(), files)
+    manifest = Manifest(function, inputs, outputs, weights, versions_here(), layers, files)
     for name in names:
         _to_disk(os.path.join(folder, name))
     with open(os.path.join(folder, MANIFEST), "w", encoding="utf-8") as file:
         json.dump(manifest.to_json(), file, indent=1)
     _to_disk(os.path.join(folder, MANIFEST))
     return manifest
+
+
+def _write_layers(folder: str, runner: Runner, main: Any) -> Layers | None:
+    """The function that gives the outputs of all layers, with the weights of ``main``; None if it cannot be had."""
+    if not isinstance(runner, KerasRunner) or not (names := runner.layers):
+        return None
+    try:
+        concrete: Any = runner.trace_numbered(names).function
+        places = {id(outer): number for number, outer in enumerate(main.captured_inputs)}
+        weights = [places[id(outer)] for outer in concrete.captured_inputs]
+        library, function = _functions(concrete)
+        outputs = dict(zip(names, _outputs(concrete, ()).values(), strict=True))
+    except (CannotPack, ValueError, KeyError):  # of other inputs, say, or with constants of its own
+        return None
+    with open(os.path.join(folder, LAYERS), "wb") as file:
+        file.write(library.SerializeToString(deterministic=True))
+    return Layers(function, outputs, weights)
 
 
 def _to_disk(path: str) -> None:
@@ -114,13 +134,12 @@ def _rename(value: Any, names: dict[str, str]) -> None:
             value.s = names[text].encode()
 
 
-def _outputs(concrete: Any, runner: Runner) -> Any:
+def _outputs(concrete: Any, known: Sequence[str]) -> Any:
     import tensorflow as tf
 
     symbols = tf.nest.flatten(concrete.structured_outputs)
     for odd in (symbol for symbol in symbols if not isinstance(symbol, tf.Tensor)):  # a ragged one is no boolean
         raise CannotPack(f"one of its outputs is a {type(odd).__name__}, not a dense tensor")
-    known = [port.name for port in runner.outputs]
     names = known if len(known) == len(symbols) else [symbol.name for symbol in symbols]
     shapes = [None if symbol.shape.rank is None else symbol.shape.as_list() for symbol in symbols]
     outputs = [Output(n, symbol.dtype.name, shape) for n, symbol, shape in zip(names, symbols, shapes, strict=True)]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..runners.convert import concatenate
-from ..runners.protocol import Compiled, rows_between
+from ..runners.protocol import Compiled
+from ..runners.rows import rows_between
 from .batching import Part
 
 if TYPE_CHECKING:

@@ -99,7 +99,9 @@ class Client:
         self._open.clear()
         self._idle.clear()
 
-    def predict(self, model: str, indices: tuple[int, ...], x: Any, batch_size: int | None) -> Any:
+    def predict(
+        self, model: str, indices: tuple[int, ...], x: Any, batch_size: int | None, outputs: str | list[str] | None
+    ) -> Any:
         """The outputs of ``model`` for ``x``, from the least busy of the predictors ``indices``.
 
         Raises:
@@ -114,12 +116,14 @@ class Client:
         if size > self._max_request_bytes:
             most = f"inputs of at most {self._max_request_bytes:,} bytes in one request (tf_max_request_bytes)"
             raise InvalidInputError(model, most, f"{size:,} bytes")
-        asked = AskPrediction(0, model, description, batch_size, alone=False, again=False, deadline=0.0, limit=None)
-        answer, outputs = self._ask(indices, asked, body)
+        asked = AskPrediction(
+            0, model, description, batch_size, outputs, alone=False, again=False, deadline=0.0, limit=None
+        )
+        answer, arrays = self._ask(indices, asked, body)
         if isinstance(answer, Refusal):
             raise answer.exception()
         assert isinstance(answer, Outputs)
-        return decode(answer.x, outputs)
+        return decode(answer.x, arrays)
 
     def _ask(self, indices: tuple[int, ...], asked: AskPrediction, body: Sequence[Any]) -> Answer:
         """The answer of some predictor; one that is being replaced is waited for."""

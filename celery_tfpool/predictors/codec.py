@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runners.dtypes import dtype_of, numpy_dtype
+from ..runners.protocol import CannotPack, Runner
 from ..runners.structure import CannotEncode, structure_of_json, structure_to_json
 
 ALIGNMENT = 64
@@ -80,6 +81,24 @@ def _short(facts: Any) -> str:
         return repr(facts)[:200]
     except RecursionError:
         return "something very deep"
+
+
+def why_not_sent(runner: Runner) -> str:
+    """Why inputs or outputs of this model cannot be sent to another process; empty when they can."""
+    import keras
+
+    try:
+        if runner.inputs:
+            runner.inputs_to_json()
+            known = all(None not in port.shape[1:] for port in runner.inputs)
+            for leaf in keras.tree.flatten(runner.compiled().outputs):
+                if type(leaf).__name__ in ("RaggedTensor", "SparseTensor", "RaggedTensorSpec", "SparseTensorSpec"):
+                    return "its outputs are ragged or sparse"
+                if known and leaf.shape.rank and None in leaf.shape[1:]:  # as wide as the longest text, say
+                    return "the size of its outputs depends on what is in its inputs"
+    except (CannotEncode, CannotPack) as exc:
+        return f"its inputs {exc}" if isinstance(exc, CannotEncode) else str(exc)
+    return ""
 
 
 def aligned(length: int) -> memoryview:

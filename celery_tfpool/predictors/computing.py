@@ -49,7 +49,9 @@ def _prepared(request: Request) -> Any:
     try:
         asked = request.asked
         time_left = asked.deadline - time.monotonic()
-        return request.model.prepare_slowly(request.x, asked.batch_size, time_left, alone=asked.alone)
+        return request.model.prepare_slowly(
+            request.x, asked.batch_size, time_left, alone=asked.alone, outputs=asked.outputs
+        )
     except BaseException as exc:  # whatever the model's own code raises is the answer
         return exc
 

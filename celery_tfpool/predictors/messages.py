@@ -56,6 +56,8 @@ class AskPrediction(_OfRequest):
     x: Any
     #: Rows of a call, as the caller of ``predict`` said.
     batch_size: int | None
+    #: Of which layers the outputs are wanted; None: of the model.
+    outputs: str | list[str] | None
     #: Whether it must share no call; whether another predictor had admitted it before.
     alone: bool
     again: bool
@@ -69,6 +71,8 @@ class AskPrediction(_OfRequest):
         size = self.batch_size
         _check(isinstance(self.model, str), "model", self.model)
         _check(size is None or _is_whole(size, 1), "batch_size", size)
+        names = self.outputs if isinstance(self.outputs, list) else [self.outputs or ""]
+        _check(all(isinstance(name, str) for name in names), "outputs", self.outputs)
         _check(type(self.alone) is bool and type(self.again) is bool, "alone, again", (self.alone, self.again))
         is_moment = type(self.deadline) in (int, float) and abs(self.deadline) < _MOST
         _check(is_moment, "deadline", self.deadline)
@@ -198,6 +202,8 @@ class ModelFacts:
     #: Rows of a batch, and batches at a time.
     max_batch_size: int
     parallel: int
+    #: Of which layers it gives the outputs.
+    layers: list[str]
 
 
 @dataclass(frozen=True)

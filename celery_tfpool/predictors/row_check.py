@@ -43,6 +43,7 @@ class Reason(Enum):
     REFUSED = "batch is False"
     ONE_VALUE = "an input of it is one value for all rows, which each request gives for itself"
     FIXED_ROWS = "it takes a fixed number of rows"
+    LAYERS = "it asks for outputs of layers, of which nobody has seen whether their rows are apart"
     NO_ROWS = "its outputs do not have a row for each row of its inputs"
     STATE = "it keeps a state from one call to the next"
     DEPENDENT = "the outputs of a row depend on the other rows"

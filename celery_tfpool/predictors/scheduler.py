@@ -84,7 +84,7 @@ class Scheduler:
             if waiting >= most and not asked.again:
                 raise PredictorOverloaded(request.model.name, self._batcher.requests, most)
             with self._notes.noted(asked.id):
-                request.prepared(request.model.prepare(request.x, asked.batch_size, alone=asked.alone))
+                request.prepared(request.model.prepare(request.x, asked.batch_size, asked.alone, asked.outputs))
             self._enqueue(request)
         except Exception as exc:  # whatever comes of the user's values, or code
             self._refuse(request, exc)

@@ -14,11 +14,13 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
-from ..runners.protocol import BATCH_SIZE, CannotPack, Compiled, Runner, count_rows
-from ..runners.structure import CannotEncode
+from ..runners.layers import Wanted
+from ..runners.protocol import BATCH_SIZE, Compiled, Runner
+from ..runners.rows import count_rows
 from ..runners.subclassed import FreeRunner
 from . import row_check
 from .calls import Call
+from .codec import why_not_sent
 from .messages import ModelFacts
 from .row_check import Reason
 from .tuning import Tuning
@@ -59,7 +61,7 @@ class ServedModel:
         self._threads, self._batch = threads, batch
         #: Rows that count as one batch where it is said how many batches may wait: as set, whatever pays.
         self.rows_that_count: int = max_size
-        self.only_here: str = runner.only_here() or _unsendable(runner)
+        self.only_here: str = runner.only_here() or why_not_sent(runner)
         #: Why requests are computed alone; and what came of a trial that failed.
         self.alone: Reason | None = Reason.SIZE if max_size == 1 else Reason.REFUSED if batch is False else None
         self.detail: str = ""
@@ -127,19 +129,25 @@ class ServedModel:
             packed=self.runner.pack_folder is not None,
             max_batch_size=self.max_size,
             parallel=self.parallel,
+            layers=[] if self.only_here else list(self.runner.layers),
         )
 
-    def prepare(self, x: Any, batch_size: int | None, *, alone: bool = False) -> Call | None:
+    def prepare(
+        self, x: Any, batch_size: int | None, alone: bool = False, outputs: Wanted | None = None
+    ) -> Call | None:
         """Check a request and see with whom it may share a batch; None where that takes long: see `prepare_slowly`.
 
         Args:
             x: the values in the order of the inputs; for a model that does
                 not say what inputs it takes, whatever its call() takes.
             alone: whether it must go alone in any case.
+            outputs: the layers whose outputs are wanted.
 
         Raises:
             InvalidInputError: ``x`` does not fit.
         """
+        if outputs is not None:
+            return None
         with self.runner.refusal():
             if self._compiled is not None:
                 compiled, reason = self._compiled, self.alone
@@ -153,8 +161,10 @@ class ServedModel:
                     return None
             return self._call_of(compiled, values, batch_size, reason, alone)
 
-    def prepare_slowly(self, x: Any, batch_size: int | None, time_left: float, *, alone: bool = False) -> Call:
-        """As `prepare`, for a model that does not say what it takes: trace it, and look at the trace.
+    def prepare_slowly(
+        self, x: Any, batch_size: int | None, time_left: float, *, alone: bool = False, outputs: Wanted | None = None
+    ) -> Call:
+        """As `prepare`, for outputs of layers, and for a model that does not say what it takes: trace it, and look.
 
         The first request for a trace is computed alone, which shows how long that takes.  Trials are made before the
         next one, if they are over soon enough for it.
@@ -167,6 +177,9 @@ class ServedModel:
             Exception: whatever else the model's own code raises.
         """
         with self.runner.refusal():
+            if outputs is not None:
+                of_layers, values = self.runner.of_layers(outputs), self.runner.fit_flat(x)
+                return self._call_of(of_layers, values, batch_size, Reason.LAYERS, alone=True)
             compiled, values = self.runner.prepare(x)
             trace = self._traces.get(id(compiled))
             if trace is None:
@@ -222,24 +235,3 @@ class ServedModel:
             key = self.name, id(compiled), tuple((value.dtype, value.shape[1:]) for value in values)
         is_whole = key is None and (reason is Reason.STATE or not is_cut or rows == 0)
         return Call(self, compiled, values, rows, key, batch_size, is_whole)
-
-
-# -- inputs and outputs --------------------------------------------------------
-
-
-def _unsendable(runner: Runner) -> str:
-    """Why inputs or outputs of this model cannot be sent to another process; empty when they can."""
-    import keras
-
-    try:
-        if runner.inputs:
-            runner.inputs_to_json()
-            known = all(None not in port.shape[1:] for port in runner.inputs)
-            for leaf in keras.tree.flatten(runner.compiled().outputs):
-                if type(leaf).__name__ in ("RaggedTensor", "SparseTensor", "RaggedTensorSpec", "SparseTensorSpec"):
-                    return "its outputs are ragged or sparse"
-                if known and leaf.shape.rank and None in leaf.shape[1:]:  # as wide as the longest text, say
-                    return "the size of its outputs depends on what is in its inputs"
-    except (CannotEncode, CannotPack) as exc:
-        return f"its inputs {exc}" if isinstance(exc, CannotEncode) else str(exc)
-    return ""

@@ -9,6 +9,8 @@ packs, of other processes, or of when a model is loaded.
     options      what is said of one model alone, of how it is loaded
     stored       loads what Keras or TensorFlow stored, or a function makes
     keras_model  calls a model that says what inputs it takes
+    rows         how many rows there are, and some of them
+    layers       what layers inside it give
     subclassed   calls one that does not
     saved_model  calls a SavedModel by its signature, or, without one, as an object
     any_object   calls what is no Keras model, and has a predict() of its own

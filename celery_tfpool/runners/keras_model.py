@@ -8,9 +8,11 @@ do not say what they take are for `free_runner`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+from . import layers
 from .convert import arrays, is_plain
 from .inputs import Structured
 from .protocol import CannotPack, Compiled, Runner, graph_def_of
@@ -41,6 +43,10 @@ class KerasRunner(Runner):
         options["verbose"] = 0 if options.get("verbose") == "auto" else options.get("verbose", 0)
         with self.refusal():
             x = arrays(x) if is_plain(x) else x
+            if (outputs := options.pop("outputs", None)) is not None:
+                names, found = layers.names_of(outputs, self.layers), layers.outputs_of(self.keras_model)
+                wanted = layers.chosen(outputs, [found[name] for name in names])
+                return inner(self.keras_model, wanted).predict(x, **options)
         return self.keras_model.predict(x, **options)
 
     def variables(self) -> list[Any]:
@@ -50,6 +56,28 @@ class KerasRunner(Runner):
     def forget(self) -> None:
         """Compile anew at the next call: the model has another function."""
         self._compiled = None
+        self._inner.clear()
+
+    @property
+    def layers(self) -> Sequence[str]:  # type: ignore[override]
+        """Of which layers it can give the outputs."""
+        return () if self.only_here() else list(layers.outputs_of(self.keras_model))
+
+    def trace_layers(self, names: Sequence[str]) -> Compiled:
+        """As `Runner.trace_layers`."""
+        compiled = self.trace_numbered(names)
+        return replace(
+            compiled,
+            function=lambda *x: list(compiled.function(*x).values()),
+            outputs=list(compiled.outputs.values()),
+        )
+
+    def trace_numbered(self, names: Sequence[str]) -> Compiled:
+        """The call whose outputs are a dict of what the layers ``names`` give, in their order."""
+        found = layers.outputs_of(self.keras_model)
+        # Keras keeps the keys of a dict, and a list of one is no list any more.
+        outputs = {f"{number:05}": found[name] for number, name in enumerate(names)}
+        return KerasRunner(self.name, inner(self.keras_model, outputs)).compiled()
 
     def only_here(self) -> str:
         """Why this model cannot predict for other processes: Keras itself has to, say; empty when it can."""
@@ -79,6 +107,17 @@ class KerasRunner(Runner):
         signature = [tf.TensorSpec(port.shape, port.dtype) for port in ports]
         concrete = tf.function(step, input_signature=signature, autograph=False).get_concrete_function()
         return Compiled(concrete, concrete.structured_outputs, graph_def_of(concrete))
+
+
+def inner(model: Any, outputs: Any) -> Any:
+    """The part of a functional or sequential model that gives ``outputs`` of its layers; it has the same weights.
+
+    Raises:
+        ValueError: they are not computed of its inputs.
+    """
+    import keras
+
+    return keras.Model(_structure(model, declared(model, "inputs")), outputs)
 
 
 def overrides(model: Any, *methods: str) -> bool:

@@ -1,16 +1,15 @@
 """Predict with a loaded model: sort out the inputs, call in batches, join the outputs.
 
-`Runner` is what is the same for all forms of a model.  How a form is compiled
-and called is for its subclasses in `keras_runner`, `free_runner` and
-`signature_runner`; how it was found and loaded is for `loading`.
+`Runner` is what is the same for all forms of a model.  How a form is compiled and called is for its subclasses in
+`keras_model`, `subclassed`, `saved_model`, `any_object` and `packs.attach`.
 """
 
 from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +18,8 @@ from ..errors import InvalidInputError
 from .convert import Misfit, concatenate, is_plain, to_numpy
 from .dtypes import dtype_of
 from .inputs import Inputs, Named
+from .layers import Wanted, chosen, names_of
+from .rows import check_batch_size, count_rows, rows_between
 from .spec import Port, describe
 
 #: Rows of one compiled call when the caller does not say, as in Keras.
@@ -105,8 +106,12 @@ class Predicts(Protocol):
     def takes(self, x: Any) -> bool:
         """Whether ``x`` is plain data, and not a dataset or the like."""
 
-    def predict(self, x: Any, batch_size: int | None) -> Any:
-        """NumPy arrays in the structure of the model's outputs, a row for each row of ``x``."""
+    def predict(self, x: Any, batch_size: int | None, outputs: Wanted | None = None) -> Any:
+        """NumPy arrays in the structure of the model's outputs, or what the layers ``outputs`` give, by rows."""
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """Of which layers it can give the outputs; the Keras model itself may have more."""
 
 
 class Runner(ABC):
@@ -114,6 +119,8 @@ class Runner(ABC):
 
     #: The real Keras model; None for a SavedModel.
     keras_model: Any = None
+    #: Of which layers it can give the outputs.
+    layers: Sequence[str] = ()
 
     def __init__(self, name: str, inputs: Inputs, outputs: list[Port], pack_folder: str | None = None) -> None:
         self.name: str = name
@@ -122,6 +129,7 @@ class Runner(ABC):
         self.outputs: list[Port] = outputs
         #: The folder of the pack whose files its weights are; None if they are memory of this process.
         self.pack_folder: str | None = pack_folder
+        self._inner: dict[tuple[str, ...], Compiled] = {}
 
     @abstractmethod
     def compiled(self) -> Compiled:
@@ -191,18 +199,40 @@ class Runner(ABC):
         """Whether the first dimension is known to be that of rows; a signature does not tell."""
         return not isinstance(self._inputs, Named)
 
-    def predict(self, x: Any, batch_size: int | None) -> Any:
+    def of_layers(self, outputs: Wanted) -> Compiled:
+        """The call that gives what layers inside the model give.
+
+        Raises:
+            Misfit: there is no such layer.
+        """
+        names = names_of(outputs, self.layers)
+        if (key := tuple(names)) not in self._inner:
+            self._inner[key] = self.trace_layers(names)
+        inner = self._inner[key]
+        return replace(
+            inner, function=lambda *x: chosen(outputs, inner.function(*x)), outputs=chosen(outputs, inner.outputs)
+        )
+
+    def trace_layers(self, names: Sequence[str]) -> Compiled:
+        """The call whose outputs are a list of what the layers ``names`` give."""
+        raise NotImplementedError
+
+    def predict(self, x: Any, batch_size: int | None, outputs: Wanted | None = None) -> Any:
         """NumPy arrays in the structure of the model's outputs.
 
         Args:
             batch_size: rows of one call; None: as many as in Keras, or all where nobody knows what is a row.
+            outputs: names of layers whose outputs are wanted instead.
 
         Raises:
-            InvalidInputError: ``x`` or ``batch_size`` does not fit.
+            InvalidInputError: ``x``, ``batch_size`` or ``outputs`` does not fit.
         """
         check_batch_size(self.name, batch_size)
         with self.refusal():
-            call, values = self.prepare(x)
+            if outputs is None:
+                call, values = self.prepare(x)
+            else:
+                call, values = self.of_layers(outputs), self._inputs.fit(x)
             if batch_size is None and not self.has_rows:
                 return call.whole(values)
             rows = count_rows(values)
@@ -218,30 +248,3 @@ class Runner(ABC):
 
     def _expected(self) -> str:
         return describe(self.inputs) or "no input"
-
-
-def check_batch_size(name: str, batch_size: Any) -> None:
-    """See whether a batch size is one.
-
-    Raises:
-        InvalidInputError: it is not None, nor a whole number > 0.
-    """
-    if batch_size is not None and (not isinstance(batch_size, (int, np.integer)) or batch_size < 1):
-        raise InvalidInputError(name, "a whole number of at least 1 as batch_size", repr(batch_size))
-
-
-def count_rows(values: list[Any]) -> int:
-    """How many rows all of ``values`` have, but for those that are one value for all rows.
-
-    Raises:
-        Misfit: not all as many.
-    """
-    rows = [int(value.shape[0]) for value in values if value.shape]
-    if len(set(rows)) > 1:
-        raise Misfit(f"inputs of different numbers of rows: {rows}")
-    return rows[0] if rows else 1
-
-
-def rows_between(values: list[Any], start: int, stop: int) -> list[Any]:
-    """These rows of each of ``values``; what is one value for all rows as it is."""
-    return [value[start:stop] if value.shape else value for value in values]

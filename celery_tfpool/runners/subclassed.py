@@ -9,6 +9,7 @@ that comes, and a size that changed once is taken to be variable.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ..errors import InvalidInputError
@@ -30,6 +31,9 @@ class FreeRunner(KerasRunner):
     def __init__(self, name: str, model: Any) -> None:
         super().__init__(name, model)
         self._traces: dict[Any, tuple[list[Port], Compiled]] = {}
+
+    #: None that are known by name: what its call() does with them is its own.
+    layers: Sequence[str] = ()
 
     def forget(self) -> None:
         """Trace anew at the next call."""

@@ -7,7 +7,7 @@ import time
 
 from celery_tfpool.predictors.messages import Failed, ModelFacts, Ready, line_of
 
-FACTS = ModelFacts("", None, "float32", "", frozen=False, packed=False, max_batch_size=1, parallel=1)
+FACTS = ModelFacts("", None, "float32", "", frozen=False, packed=False, max_batch_size=1, parallel=1, layers=[])
 
 
 def say(link, words):
