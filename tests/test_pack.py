@@ -447,7 +447,7 @@ def test_format_of_the_future(tmp_path: Path) -> None:
     folder = pack_of(str(small_model(tmp_path)), tmp_path / "pack")
     facts = json.loads((tmp_path / "pack" / "pack.json").read_text())
     (tmp_path / "pack" / "pack.json").write_text(json.dumps({**facts, "format": 99}))
-    with pytest.raises(manifest.DamagedPack, match="format 99; this version of celery_tfpool knows 2"):
+    with pytest.raises(manifest.DamagedPack, match="format 99; this version of celery_tfpool knows 3"):
         attach.attach(folder)
 
 

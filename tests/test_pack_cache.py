@@ -139,7 +139,7 @@ def test_own_version_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with open(tmp_path / "other" / "celery_tfpool" / "errors.py", "a") as file:
         file.write("#\n")
     program = (
-        "import sys; from celery_tfpool.packs.fingerprint import content, key; print(key(content(sys.argv[1]), []))"
+        "import sys; from celery_tfpool.packs.fingerprint import content, key; print(key(content(sys.argv[1:]), []))"
     )
     keys = []
     for place in (Path(fingerprint.__file__).parents[2], tmp_path / "other"):
@@ -400,10 +400,10 @@ def test_no_home() -> None:
     program = (
         "import os\n"
         "from celery_tfpool.packs import cache, fingerprint\n"
+        "from celery_tfpool.settings import Settings\n"
         "os.setuid(54321)\n"
         "fingerprint.environment_facts({}, {})\n"
-        "folder = cache.default_folder({})\n"
-        "try: cache.PackCache(folder, 1).get_or_make('key', print)\n"
+        "try: cache.PackCache.of(Settings(), {}).get_or_make('key', print)\n"
         "except cache.CacheUnusable as exc: print(exc)"
     )
     if os.getuid():

@@ -65,10 +65,10 @@ class Manifest:
     outputs: Any
     weights: list[Weight]
     versions: dict[str, str]
-    #: What gives the outputs of inner layers; None where nothing does.
-    layers: Layers | None
     #: File → size and SHA-256.
     files: dict[str, dict[str, Any]]
+    #: What gives the outputs of inner layers; None where nothing does.
+    layers: Layers | None = None
 
     @property
     def bytes(self) -> int:

@@ -44,7 +44,7 @@ def write(runner: Runner, folder: str) -> Manifest:
     layers = _write_layers(folder, runner, concrete)
     names = [GRAPH, *([LAYERS] if layers else []), *(weight.file for weight in weights)]
     files = {name: facts_of(os.path.join(folder, name)) for name in names}
-    manifest = Manifest(function, inputs, outputs, weights, versions_here(), layers, files)
+    manifest = Manifest(function, inputs, outputs, weights, versions_here(), files, layers)
     for name in names:
         _to_disk(os.path.join(folder, name))
     with open(os.path.join(folder, MANIFEST), "w", encoding="utf-8") as file:
