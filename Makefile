@@ -18,7 +18,7 @@ help:  ## this list
 # -- the main job: real predictions through a real worker, no server needed
 
 demo: .venv/.demo  ## train a small model, start a real worker, print predictions and tasks per second
-	@$(VENV) examples/digits/demo.py
+	@$(VENV) examples/quickstart/demo.py
 
 .venv/.demo: setup.cfg pyproject.toml | .venv/bin/pip
 	.venv/bin/pip install --quiet --editable '.[demo]'

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from conftest import Program, marked, with_everything
 
-DEMO = Path(__file__).parent.parent / "examples" / "digits" / "demo.py"
+DEMO = Path(__file__).parent.parent / "examples" / "quickstart" / "demo.py"
 
 
 class Demo(Program):
