@@ -24,8 +24,8 @@ from tasks import app, find_faces, find_masks
 
 HERE = Path(__file__).parent
 RABBITMQ = "/usr/lib/rabbitmq/bin/rabbitmq-server"
-#: In a network of its own: ``ip`` keeps names of namespaces in this folder.
-SETUP = 'mkdir -p /run/netns; mount -t tmpfs none /run/netns; exec "$@"'
+#: In a network of its own, where ``ip`` keeps the names of namespaces in a folder of its own.
+SETUP = 'mount -t tmpfs none /run; mkdir /run/netns; exec "$@"'
 #: A machine ends when this program does, and all its processes with it.
 MACHINE = "setpriv --pdeathsig KILL ip netns exec {name} unshare --uts --pid --fork --kill-child --mount-proc"
 WORKER = "celery -A tasks worker --pool=celery_tfpool:TFPrefork --concurrency=2 -Q {name} --tf-models={name} -l INFO"
@@ -189,7 +189,9 @@ def main() -> int:
 
 if __name__ == "__main__":
     if os.geteuid():
-        sys.exit("network namespaces need root: sudo python run.py")
+        sys.exit("network namespaces need root: sudo $(which python) run.py")
+    if not os.path.exists(RABBITMQ):
+        sys.exit(f"there is no {RABBITMQ}: apt-get install rabbitmq-server")
     if "TWO_MACHINES" not in os.environ:
         os.environ["TWO_MACHINES"] = "in a network of their own"
         os.execvp("unshare", ["unshare", "--net", "--mount", "sh", "-ec", SETUP, "sh", sys.executable, __file__])
