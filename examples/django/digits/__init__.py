@@ -1,0 +1,1 @@
+"""Reads digits that are drawn on a page."""
