@@ -50,7 +50,7 @@ test-oldest: .venv-oldest/.done servers  ## those that touch Celery's and Tensor
 	.venv-oldest/bin/pip install --quiet --editable '.[test]' $(OLDEST)
 	@touch $@
 
-# Redis and RabbitMQ, which the tests start on free ports of their own.
+# Redis and RabbitMQ, which the tests start on free ports of their own, and a browser.
 .PHONY: servers
 servers:
 	@sh tests/install-servers.sh

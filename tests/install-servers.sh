@@ -1,9 +1,11 @@
 #!/bin/sh
-# Install the servers that the tests start: Redis and RabbitMQ, as Debian packages.
+# Install what the tests start: Redis, RabbitMQ, and a browser with its driver, as Debian packages.
 set -e
 missing=
 command -v redis-server >/dev/null || missing="$missing redis-server"
 [ -x /usr/sbin/rabbitmq-server ] || missing="$missing rabbitmq-server"
+command -v chromium >/dev/null || missing="$missing chromium"
+command -v chromedriver >/dev/null || missing="$missing chromium-driver"
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
     echo "The tests need these Debian packages:$missing" >&2
