@@ -119,8 +119,10 @@ class Page:
             pytest.fail(f"{exc}; the page shows:\n{self.driver.find_element(By.TAG_NAME, 'body').text}")
 
     def text(self, name: str) -> str | None:
-        """None if there is no such part."""
-        return next((part.text for part in self.driver.find_elements(By.ID, name)), None)
+        """None if there is no such part.  In one step, since an element may be gone with the page before it is read."""
+        script = "const part = document.getElementById(arguments[0]); return part && part.innerText"
+        text: str | None = self.driver.execute_script(script, name)
+        return text
 
 
 @pytest.fixture(scope="module")

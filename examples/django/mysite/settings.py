@@ -12,7 +12,7 @@ ROOT_URLCONF = "mysite.urls"
 INSTALLED_APPS = ["digits"]
 MIDDLEWARE = ["django.middleware.csrf.CsrfViewMiddleware"]
 TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
-USE_TZ = True
+TIME_ZONE = "UTC"
 
 # Variables of these two names in the environment go before.
 CELERY_BROKER_URL = "redis://localhost"
