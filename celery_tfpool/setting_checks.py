@@ -61,6 +61,13 @@ def thread_count(value: Any) -> int:
     return int(value)
 
 
+def port_or_none(value: Any) -> int | None:
+    """A TCP port, or None."""
+    if value is not None and (not is_number(value, int) or not 1 <= value <= 65535):
+        raise ValueError("must be a port, 1 to 65535, or None")
+    return value  # type: ignore[no-any-return]
+
+
 def folder(value: Any) -> str | None:
     """The whole path of a folder, or None."""
     if value is None:

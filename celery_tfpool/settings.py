@@ -14,7 +14,18 @@ from typing import Any
 
 from .errors import SettingsError
 from .model_path import ModelPath, from_text, model_names, model_paths
-from .setting_checks import Check, at_least, boolean, boolean_or_auto, duration, folder, one_of, seconds, thread_count
+from .setting_checks import (
+    Check,
+    at_least,
+    boolean,
+    boolean_or_auto,
+    duration,
+    folder,
+    one_of,
+    port_or_none,
+    seconds,
+    thread_count,
+)
 
 PREFIX = "tf_"
 #: Of the environment, which go before the app's configuration.
@@ -144,6 +155,11 @@ class Settings:
         seconds,
         "Seconds that a child waits for a predictor, restarts included; then `PredictionTimeout`. A predictor that "
         "computes a single batch for longer is taken to be stuck, and replaced.",
+    )
+    metrics_port: int | None = setting(
+        None,
+        port_or_none,
+        "Port at which the worker serves metrics for Prometheus; needs the extra `prometheus`. None: it does not.",
     )
     safe_mode: bool = setting(True, boolean, "Refuse model files that carry Python code (Keras's `safe_mode`).")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.worker.control import inspect_command
 
+from ..predictors.statistics import Figures
 from ..runners import tf_state
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ def facts(pool: TFPrefork) -> dict[str, Any]:
         "versions": tf_state.versions(),
         "children": pool.children(),
     }
+
+
+def figures(pool: TFPrefork) -> tuple[list[dict[str, Any]], list[Figures]]:
+    """What children, and predictors, are and have done, without asking them."""
+    return pool.children(), pool.supervisor.figures() if pool.supervisor else []
 
 
 def banner(pool: TFPrefork) -> str:

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
@@ -29,9 +29,12 @@ from ..runners.options import LoadOptions
 from ..settings import Settings, check
 from .bases import StartStopStep
 from .deferral import with_deferred
-from .inspect import banner, facts
+from .inspect import banner, facts, figures
 from .plan import absolute, all_predicted_elsewhere, needs_preimport, plan, predictor_threads, preimport, usable_cores
 from .prefork import TFPrefork, preparation
+
+if TYPE_CHECKING:
+    from ..observe.prometheus import MetricsServer
 
 logger: logging.Logger = get_logger(__name__)
 
@@ -40,6 +43,7 @@ class Models(StartStopStep):
     """Runs after the pool is made and before it forks; only with `TFPrefork`."""
 
     requires: tuple[str, ...] = ("celery.worker.components:Pool",)
+    _metrics: MetricsServer | None = None
 
     def include_if(self, w: Any) -> bool:
         """Whether this worker's pool is ours."""
@@ -77,12 +81,42 @@ class Models(StartStopStep):
             packs = tuple((done.name, done.folder) for done in w.pool.packings if done.folder)
             w.pool.plan = replace(w.pool.plan, packs=packs)
         w.pool.plan = replace(w.pool.plan, contents=contents(settings, w.pool.packings))
+        if settings.metrics_port is not None:
+            self._metrics = metrics_server(w.pool, settings.metrics_port)
         if original := getattr(w, "extra_info", None):  # the banner of `celery worker`
             w.extra_info = lambda: (original() or "") + banner(w.pool)
+
+    def start(self, w: Any) -> None:
+        """Serve metrics, now that children and predictors are there."""
+        if self._metrics is not None:
+            self._metrics.start()
+
+    def stop(self, w: Any) -> None:
+        """Serve none any more."""
+        if self._metrics is not None:
+            self._metrics.stop()
+
+    terminate = stop
 
     def info(self, w: Any) -> dict[str, Any]:
         """The part ``tfpool`` of ``celery inspect stats``."""
         return {"tfpool": facts(w.pool)} if isinstance(w.pool, TFPrefork) else {}
+
+
+def metrics_server(pool: TFPrefork, port: int) -> MetricsServer:
+    """What serves the pool's metrics.
+
+    Raises:
+        SettingsError: the port is taken, or the library is not installed.
+    """
+    try:
+        from ..observe import prometheus
+
+        return prometheus.MetricsServer(port, lambda: prometheus.Snapshot(*figures(pool)))
+    except ImportError as exc:
+        raise SettingsError(f"  tf_metrics_port: {exc}; pip install 'celery-tfpool[prometheus]'") from exc
+    except OSError as exc:
+        raise SettingsError(f"  tf_metrics_port: {port} cannot be used: {exc.strerror or exc}") from exc
 
 
 def check_models(settings: Settings) -> None:

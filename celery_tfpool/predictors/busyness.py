@@ -41,6 +41,10 @@ class LoadBoard:
         """Predictor ``index`` has so many rows to compute."""
         self._loads[index] = min(rows, NOT_READY - 1)
 
+    def rows(self, index: int) -> int:
+        """What `write` said last; 0 of one that is not ready."""
+        return self._loads[index] if self._loads[index] != NOT_READY else 0
+
     def not_ready(self, index: int) -> None:
         """Predictor ``index`` is not there."""
         self._loads[index] = NOT_READY

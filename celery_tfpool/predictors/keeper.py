@@ -19,8 +19,10 @@ from ..model_path import ModelPath
 from ..processes import GRACE, MAX_FAILED_STARTS, CrashLoop
 from ..runners.convert import short
 from .awaiting import ended, ending, in_thread
+from .busyness import LoadBoard
 from .connection import ask_statistics
 from .messages import Failed, ModelFacts, words_of
+from .statistics import Figures, Statistics
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -91,6 +93,11 @@ class Keeper:
             "last_end": self.last_end,
             "stats": ask_statistics(folder, self.index, _STATS_TIMEOUT) if self.facts else None,
         }
+
+    def figures(self, board: LoadBoard) -> Figures:
+        """What it and those that it has replaced have done, without asking it."""
+        statistics = Statistics.of_board(board, self.index)
+        return Figures(self.index, self.facts is not None, self.restarts, board.rows(self.index), statistics)
 
     def kill(self) -> None:
         """End its process, which nobody needs any more; returns within seconds."""

@@ -48,3 +48,16 @@ class Statistics:
             f"a request waited {1e3 * self.queue_duration / max(1, self.queue_count):.1f} ms, "
             f"a batch took {1e3 * self.compute_duration / max(1, self.execution_count):.1f} ms"
         )
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one predictor at one moment, without asking it."""
+
+    index: int
+    is_ready: bool
+    restarts: int
+    #: Rows that wait or are being computed.
+    pending_rows: int
+    #: Of it and all that it has replaced.
+    statistics: Statistics

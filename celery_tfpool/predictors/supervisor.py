@@ -8,9 +8,7 @@ say makes it wait, and when it cannot go on the worker stops with the reason.
 Each predictor has a listening socket that is made here and outlives it: a
 request that comes while a predictor is being replaced waits in the socket's
 queue.  Predictors are forked by a forkserver of `multiprocessing`, so that they
-inherit nothing of worker main.
-
-Knows nothing of Celery: what stops the worker is given.
+inherit nothing of worker main.  Knows nothing of Celery: what stops the worker is given.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ from .folder import BACKLOG, Folder
 from .keeper import Keeper
 from .messages import ModelFacts
 from .server import Job
-from .statistics import Statistics
+from .statistics import Figures
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -175,15 +173,17 @@ class Supervisor:
         found: dict[str, tuple[tuple[int, ...], ModelFacts]] = {}
         for one in self._predictors:
             for name, facts in (one.facts or {}).items():
-                indices = found[name][0] if name in found else ()
-                found[name] = (*indices, one.index), facts
+                found[name] = (*found.get(name, ((),))[0], one.index), facts
         return found
 
     def _log_statistics(self) -> None:
-        for one in self._predictors:
-            stats = Statistics.of_board(self._board, one.index)
-            if stats.execution_count:
-                logger.info("predictor %d (pid %s): %s; %d restarts", one.index, one.pid, stats, one.restarts)
+        for one in self.figures():
+            if one.statistics.execution_count:
+                logger.info("predictor %d: %s; %d restarts", one.index, one.statistics, one.restarts)
+
+    def figures(self) -> list[Figures]:
+        """Of each predictor what it has done, without asking it."""
+        return [one.figures(self._board) for one in self._predictors]
 
     # -- the asyncio program ------------------------------------------------------
 
