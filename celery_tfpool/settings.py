@@ -66,7 +66,7 @@ class Settings:
     max_loaded_models: int = setting(
         0,
         at_least(0),
-        "The most models that a process has loaded at a time; beyond, the one that was used longest ago is let go, and "
+        "The most models that a child has loaded at a time; beyond, the one that was used longest ago is let go, and "
         "loaded again when it is used again. One whose Keras model was asked for (`fit`, `keras_model`) stays. 0: all.",
     )
     startup_timeout: float = setting(

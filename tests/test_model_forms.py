@@ -212,7 +212,7 @@ def test_h5_of_keras_2(tmp_path: Path, cache: PackCache) -> None:
         config = json.loads(file.attrs["model_config"])
         config["config"]["layers"][-1]["config"]["time_major"] = False
         file.attrs["model_config"] = json.dumps(config)
-    with pytest.raises(ModelLoadError, match=r"time_major.*docs/operations.md, Models of Keras 2"):
+    with pytest.raises(ModelLoadError, match=r"time_major.*docs/models.md, Models of Keras 2"):
         LazyModel("m", path, safe_mode=True).load()
     options = LoadOptions(custom_objects=(("LSTM", f"{__name__}:LSTM"),))
     folder = build.find_or_make("m", path, cache, safe_mode=True, options=options).folder

@@ -17,7 +17,7 @@ _ADVICE = {
     ),
     "Unrecognized keyword arguments passed to ": (
         "A file of Keras 2 may have arguments that Keras 3 has dropped: give the model `custom_objects` with a class "
-        "that takes them (docs/operations.md, Models of Keras 2)"
+        "that takes them (docs/models.md, Models of Keras 2)"
     ),
 }
 
