@@ -5,12 +5,15 @@ PYTHON ?= $(or $(call pyenv,3.13),python3)
 OLDEST_PYTHON ?= $(or $(call pyenv,3.10),python3)
 # Redis's client is that of the time: a later one deadlocks in that Celery's.
 OLDEST = 'celery==5.5.0' 'redis==5.2.1' 'tensorflow-cpu==2.16.*' 'keras==3.1.*'
+# PyTorch without CUDA, where this machine has it or PyTorch's own index does, and a Python for which it is likely to.
+TORCH = 'torch==2.13.0+cpu'
+TORCH_PYTHON ?= $(or $(call pyenv,3.11),python3)
 # Most tests wait for a worker most of the time.
 PYTEST_OPTIONS ?= -n 4 --dist worksteal
 VENV = .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test test-oldest lint conformance conformance-oldest conformance-baseline docs bench parity chaos storm fuzz soak transcript clean
+.PHONY: help demo test test-oldest test-backends lint conformance conformance-oldest conformance-baseline docs bench parity chaos storm fuzz soak transcript clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 22
@@ -29,7 +32,7 @@ demo: .venv/.demo  ## train a small model, start a real worker, print prediction
 
 # -- tests
 
-test: .venv/.dev servers test-oldest  ## all tests with the newest of all, and those of internals with the oldest
+test: .venv/.dev .venv-legacy/.done servers test-oldest test-backends  ## all tests with the newest of all, those of internals with the oldest, and other back ends
 	$(VENV) -m pytest $(PYTEST_OPTIONS)
 
 test-oldest: .venv-oldest/.done servers  ## those that touch Celery's and TensorFlow's internals, with the oldest of all
@@ -48,6 +51,30 @@ test-oldest: .venv-oldest/.done servers  ## those that touch Celery's and Tensor
 .venv-oldest/.done: setup.cfg Makefile
 	$(OLDEST_PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --editable '.[test]' $(OLDEST)
+	@touch $@
+
+test-backends: .venv-jax/.done .venv-torch/.done servers  ## Keras on JAX and on PyTorch, without TensorFlow
+	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest $(PYTEST_OPTIONS) tests/test_backends.py
+	KERAS_BACKEND=torch .venv-torch/bin/python -m pytest $(PYTEST_OPTIONS) tests/test_backends.py
+
+.venv-jax/.done: setup.cfg Makefile
+	$(PYTHON) -m venv .venv-jax
+	.venv-jax/bin/pip install --quiet --editable '.[jax,test-tools]'
+	@touch $@
+
+.venv-torch/.done: setup.cfg Makefile
+	$(TORCH_PYTHON) -m venv .venv-torch
+	.venv-torch/bin/pip install --quiet $(TORCH) || \
+		.venv-torch/bin/pip install --quiet --extra-index-url https://download.pytorch.org/whl/cpu $(TORCH)
+	.venv-torch/bin/pip install --quiet --editable '.[torch,test-tools]'
+	@touch $@
+
+# Keras 2 and TensorFlow Hub, in a folder that only the tests of Keras 2 have on their path: they want another
+# distribution of TensorFlow, and Keras 3 does without them.
+.venv-legacy/.done: .venv/.dev Makefile
+	.venv/bin/pip install --quiet --no-deps --upgrade --target .venv-legacy/site-packages \
+		tf_keras==$$($(VENV) -c 'import importlib.metadata as m; print(m.version("tensorflow_cpu").rsplit(".", 1)[0])').* \
+		tensorflow_hub 'setuptools<81'
 	@touch $@
 
 # Redis and RabbitMQ, which the tests start on free ports of their own, and a browser.
@@ -105,4 +132,4 @@ transcript: .venv-oldest/.done  ## what hangs without the pool
 	$(VENV) benchmarks/fork_hang.py
 
 clean:  ## remove what these targets made
-	rm -rf .venv .venv-oldest build *.egg-info
+	rm -rf .venv .venv-oldest .venv-jax .venv-torch .venv-legacy build *.egg-info

@@ -65,12 +65,12 @@ def context_state() -> tuple[bool, list[str]]:
     return context._context_handle is not None, [device.device_type for device in devices]
 
 
-def first_calls() -> list[tuple[str, str, str]]:
-    """Module, class and method that are called when TensorFlow, and when a session of TensorFlow 1, is initialised.
+def first_calls() -> list[tuple[str, str]]:
+    """Module and name of what is called when TensorFlow, and when a session of TensorFlow 1, is initialised.
 
     Public way missing: TensorFlow tells nobody.
     """
-    return [(_CONTEXT, "Context", "ensure_initialized"), (_SESSION, "BaseSession", "__init__")]
+    return [(_CONTEXT, "Context.ensure_initialized"), (_SESSION, "BaseSession.__init__")]
 
 
 def loaders() -> list[tuple[str, str, str]]:

@@ -112,9 +112,9 @@ def _pools(arguments: Sequence[str]) -> list[str]:
 
 extend_worker_command()
 if may_be_ours(sys.argv):
-    from .runners import tf_state
+    from .runners import runtimes
 
-    tf_state.watch()
+    runtimes.watch()
 if is_ours(sys.argv):
     defer_loading()
 if {"inspect", "control"} & set(sys.argv):
@@ -138,7 +138,8 @@ def check(path: str, unsafe: bool) -> None:
     import numpy as np
 
     from .models.lazy_model import LazyModel
-    from .runners import any_object, location, tf_state
+    from .runners import any_object, installed, location
+    from .runners.dtypes import numpy_dtype
 
     lazy = LazyModel("model", path, safe_mode=not unsafe)
     with cwd_in_path():
@@ -147,14 +148,13 @@ def check(path: str, unsafe: bool) -> None:
             runner = lazy.load()
         except (location.BadSource, ModelLoadError) as exc:
             raise click.ClickException(f"{path}: {exc.args[-1]}") from exc
-    import tensorflow as tf
-
     click.echo(f"{path}: {kind}, loaded in {lazy.load_time:.2f} s")
-    click.echo("versions: " + ", ".join(" ".join(item) for item in tf_state.versions().items()))
+    click.echo("versions: " + ", ".join(" ".join(item) for item in installed.versions_in_use().items()))
     for title, ports in (("input", runner.inputs), ("output", runner.outputs)):
         for port in ports:
             click.echo(f"{title:<7} {port}")
-    numbers = [(int(np.prod(v.shape)), tf.as_dtype(v.dtype).size) for v in runner.variables()]
+    dtypes = [numpy_dtype(getattr(v.dtype, "name", v.dtype)) for v in runner.variables()]
+    numbers = [(int(np.prod(v.shape)), dtype.itemsize) for v, dtype in zip(runner.variables(), dtypes, strict=True)]
     click.echo(f"weights {sum(n for n, _ in numbers):,} numbers, {sum(n * size for n, size in numbers) / 1e6:.1f} MB")
     if isinstance(runner, any_object.ObjectRunner):
         return click.echo(f"predict is not tried: {runner.only_here()}")

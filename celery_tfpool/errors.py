@@ -30,13 +30,13 @@ class SettingsError(TFPoolError):
 
 
 class ForkGuardError(TFPoolError):
-    """TensorFlow runs in the worker's main process, so forking would hang its children.
+    """TensorFlow, or what Keras runs on, runs in the worker's main process, so forking would hang its children.
 
-    Args: who initialised it, why children cannot be spawned instead.
+    Args: who initialised it, why children cannot be spawned instead, what it is.
     """
 
     template = (
-        "TensorFlow was initialised in the worker's main process by {0}. "
+        "{2} was initialised in the worker's main process by {0}. "
         "It does not survive fork(): predict would wait for ever in every child. {1}. "
         "Load the model in the task instead: set tf_model_path and call celery_tfpool.get_model() there"
     )

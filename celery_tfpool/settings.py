@@ -77,10 +77,11 @@ class Settings:
     preimport: bool | str = setting(
         "auto",
         boolean_or_auto,
-        "Import TensorFlow and Keras in the worker's main process, before the fork: children, replacements too, start "
-        "with them in place and share their memory. Imported only, never initialised there. Where predictors have all "
-        "models, the process that they are forked from imports them instead, and worker main and children do not. "
-        '`"auto"`: in a worker that has models; `True`: also in one that has none, whose tasks load theirs themselves.',
+        "Import Keras and what it runs on, TensorFlow mostly, in the worker's main process, before the fork: children, "
+        "replacements too, start with them in place and share their memory. Imported only, never initialised there. "
+        "Where predictors have all models, the process that they are forked from imports them instead, and worker main "
+        'and children do not. `"auto"`: in a worker that has models; `True`: also in one that has none, whose tasks '
+        "load theirs themselves.",
     )
     defer_loading: bool = setting(
         True,
@@ -93,7 +94,8 @@ class Settings:
         True,
         boolean,
         "Convert each model once into a *pack*, files that all processes map: one copy of the weights, and no Keras "
-        "model to build. `False`: each child loads a copy of its own.",
+        "model to build. `False`: each child loads a copy of its own, as it does of any model of Keras on JAX or "
+        "PyTorch.",
     )
     cache_dir: str | None = setting(
         None,
@@ -108,14 +110,14 @@ class Settings:
     fork_guard: str = setting(
         "spawn",
         one_of("spawn", "error"),
-        'What to do when TensorFlow already runs in the worker\'s main process: `"spawn"` the children '
-        '(Celery 5.7 or newer), or `"error"`: refuse to start. Both name the line that initialised it.',
+        'What to do when TensorFlow (or JAX, or CUDA) already runs in the worker\'s main process: `"spawn"` the '
+        'children (Celery 5.7 or newer), or `"error"`: refuse to start. Both name the line that initialised it.',
     )
     intra_op_parallelism: int = setting(
         0,
         thread_count,
-        "Threads inside one operation, for each child; 0 = usable cores ÷ children. For each predictor as well, 0 = "
-        "usable cores ÷ predictors; where it is faster, they compute as many batches at a time.",
+        "Threads inside one operation, for each child, also of JAX and PyTorch; 0 = usable cores ÷ children. For each "
+        "predictor as well, 0 = usable cores ÷ predictors; where it is faster, they compute as many batches at a time.",
     )
     inter_op_parallelism: int = setting(
         0, thread_count, "Operations at the same time, for each child; 0 = usable cores ÷ children."
@@ -124,6 +126,7 @@ class Settings:
         0,
         at_least(0),
         "Processes that predict for all children and batch their requests; children then need no TensorFlow runtime. "
+        "Not for models of Keras on JAX or PyTorch, which children have themselves. "
         "0: each child predicts by itself. Of one model: how many of them have it; 0: children have it themselves.",
     )
     max_batch_size: int = setting(

@@ -1,4 +1,4 @@
-"""Private names of other packages are used in two files, which say so when one is gone."""
+"""Private names of other packages are used in three files, which say so when one is gone."""
 
 from __future__ import annotations
 
@@ -14,15 +14,22 @@ import pytest
 from celery.concurrency import asynpool, base, prefork
 from conftest import StartWorker, python_path
 
-from celery_tfpool import _celery, _tensorflow
+from celery_tfpool import _backends, _celery, _tensorflow
 
 PACKAGE = Path(__file__).parent.parent / "celery_tfpool"
-HOMES = {"_celery.py", "_tensorflow.py"}
+HOMES = {"_celery.py", "_tensorflow.py", "_backends.py"}
 #: Public in spite of their names; and the standard library's own, which `processes` says it uses.
 PUBLIC = {"_replace", "_fields", "_getframe", "_exit"}
 OF_MULTIPROCESSING = {"_config", "_forkserver", "_forkserver_pid", "_forkserver_address", "_forkserver_alive_fd"}
 #: Modules that nobody promises.
-PRIVATE_MODULES = ("tensorflow.python", "tensorflow.core", "keras.src", "celery._state", "celery.bin.worker")
+PRIVATE_MODULES = (
+    "tensorflow.python",
+    "tensorflow.core",
+    "keras.src",
+    "jax._src",
+    "celery._state",
+    "celery.bin.worker",
+)
 
 
 def private_names_of(*modules: object) -> set[str]:
@@ -77,6 +84,7 @@ def test_only_there(path: Path) -> None:
 PLANTED = [
     "from tensorflow.python.eager import context",
     "import keras.src.models",
+    "import jax._src.xla_bridge",
     "from celery import _state",
     "def f(process): return process._popen",
     "class Pool:\n    def _create_worker_process(self, i): return None",
@@ -90,8 +98,8 @@ def test_a_planted_one_is_seen(planted: str) -> None:
 
 
 def test_each_says_what_is_missing() -> None:
-    """Each function and mixin of the two files, in the words that the others use."""
-    for module in (_celery, _tensorflow):
+    """Each function and mixin of these files, in the words that the others use."""
+    for module in (_celery, _tensorflow, _backends):
         tree = ast.parse(Path(module.__file__).read_text())
         for node in tree.body:
             if (

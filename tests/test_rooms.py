@@ -23,6 +23,7 @@ BASE = {
     "processes",
     "_celery",
     "_tensorflow",
+    "_backends",
     "__version__",
 }
 

@@ -13,7 +13,7 @@ from celery import VERSION
 from conftest import APPS, StartWorker, make_model, quiet
 
 from celery_tfpool.pool.startup import usable_cores
-from celery_tfpool.runners import tf_state
+from celery_tfpool.runners import installed
 
 
 def test_banner_and_stats(start_worker: StartWorker, digits: str, engine: str) -> None:
@@ -30,7 +30,7 @@ def test_banner_and_stats(start_worker: StartWorker, digits: str, engine: str) -
     worker.call("predict", 1, "sum")
     stats = worker.stats()["tfpool"]
     (child,) = stats.pop("children")
-    assert tf_state.versions() == stats.pop("versions")
+    assert installed.versions_in_use() == stats.pop("versions")
     packed = stats.pop("packs")["sum"]
     assert packed["packed"] is True
     assert packed["bytes_shared"] == sum(file.stat().st_size for file in Path(packed["folder"]).rglob("*[ybp]"))

@@ -26,7 +26,7 @@ from typing import Any
 import wrapt
 
 from .. import _tensorflow
-from ..runners import location
+from ..runners import legacy, location
 from ..runners.culprit import blame
 from ..runners.location import Kind
 from .stand_in import Deferred, Later, LaterModel, StandIn
@@ -113,8 +113,10 @@ def _keras_model(original: Callable[..., Any], filepath: Any, *args: Any, **kwar
     if options not in ({}, {"safe_mode": True}) or not isinstance(objects, dict):
         call = functools.partial(original, path, *args, **kwargs)
         return LaterModel(call, f"model from {path!r} with {', '.join(sorted(kwargs))}", "keras")
-    if location.check(path, safe_mode=True) not in (Kind.KERAS, Kind.H5):
+    if (kind := location.check(path, safe_mode=True)) not in (Kind.KERAS, Kind.H5):
         return original(filepath, *args, **kwargs)
+    if legacy.loads(path, kind):  # and this one was asked of Keras 3
+        return LaterModel(functools.partial(original, path, *args, **kwargs), f"model from {path!r}", "keras")
     line = blame(traceback.extract_stack(sys._getframe(2)))
     deferred = Deferred(Path(path).stem, path, line, os.getpid(), custom_objects=tuple(objects.items()))
     _models.append(deferred)

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from ..runners import tf_state
 from ..runners.convert import holds_arrays, rows_of, to_tensors
+from ..runners.other_backend import OtherBackendRunner
 from .lazy_model import LazyModel
 
 #: Inspect, asyncio, json, notebooks and friends ask for these, of whatever they meet.
@@ -116,7 +117,8 @@ class Handle:
         """
         if len(args) == 1 and holds_arrays(args[0]) and kwargs in ({}, {"training": False}, {"training": None}):
             runner = self._lazy.who_predicts()
-            if not self._lazy.is_whole and runner.takes(args[0]) and not tf_state.is_recording():
+            is_others = self._lazy.is_whole or isinstance(runner, OtherBackendRunner)
+            if not is_others and runner.takes(args[0]) and not tf_state.is_recording():
                 return to_tensors(runner.predict(args[0], rows_of(args[0])))
         return self._lazy.keras_model("__call__")(*args, **kwargs)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ModelLoadError, TFPoolError
-from ..runners import location, tf_state
+from ..runners import location, runtimes, tf_state
 from ..runners.convert import short
 from ..runners.protocol import Predicts, Runner
 from . import words
@@ -85,11 +85,11 @@ class LazyModel(Source):
         Raises:
             ModelLoadError: this process has one.
         """
-        if (parent := tf_state.inherited_from()) is not None:
+        if (found := runtimes.inherited()) is not None:
             raise ModelLoadError(
                 self.name,
                 self.path,
-                f"this process ({os.getpid()}) is a fork of {parent}, in which TensorFlow was in use already: predict "
+                f"this process ({os.getpid()}) is a fork of {found[0]}, in which {found[1]} was in use: predict "
                 "would wait for ever. Fork before the model is first used, start the helper with spawn, or set "
                 "tf_predictors, of which forks can ask, too",
             )

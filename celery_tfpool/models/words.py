@@ -25,7 +25,8 @@ _ADVICE = {
 def of_failure(exc: Exception) -> str:
     """Why a load failed, and what to do if that is known."""
     reason = str(exc) if isinstance(exc, BadSource) else f"{type(exc).__name__}: {short(exc)}"
-    return ". ".join([reason, *(advice for said, advice in _ADVICE.items() if said in str(exc))])
+    advice = [] if "written by Keras 2" in reason else [words for said, words in _ADVICE.items() if said in str(exc)]
+    return ". ".join([reason, *advice])
 
 
 def of_cost(model: Any, seconds: float, *, is_asked: bool) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 from celery.platforms import set_pdeathsig
 
 from .. import processes
-from ..runners import location, tf_state
+from ..runners import installed, legacy, location
 from ..runners.convert import short
 from ..runners.location import Kind
 from ..runners.options import NOTHING, LoadOptions
@@ -205,8 +205,12 @@ def find_or_make(
         raise CannotPack(
             "what a function makes cannot be seen to have changed; give the model a `version`, and change it with that"
         )
-    facts = [f"format {manifest.FORMAT}", kind.value, *fingerprint.environment_facts(tf_state.versions(), os.environ)]
+    if kind is not Kind.SAVED_MODEL and (title := installed.other_backend()):
+        raise CannotPack(f"Keras runs on {title}, and what is shared is a graph of TensorFlow")
+    facts = [f"format {manifest.FORMAT}", kind.value, *fingerprint.environment_facts(installed.versions(), os.environ)]
     files: list[str] = []
+    if legacy.loads(path, kind):
+        facts.append(legacy.fact())
     if options != NOTHING:
         facts += options.facts()
     if options.custom_objects or location.has_custom_code(path, kind):

@@ -14,7 +14,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..runners import tf_state
+from ..runners import installed
 from ..runners.inputs import Inputs, inputs_of_json
 from ..runners.location import BadSource
 from ..runners.protocol import CannotPack
@@ -161,7 +161,7 @@ def versions_here() -> dict[str, str]:
     """What a pack that is made here is made by."""
     from .. import __version__
 
-    return {**tf_state.versions(), "celery_tfpool": __version__}
+    return {**installed.versions(), "celery_tfpool": __version__}
 
 
 def made_elsewhere(manifest: Manifest) -> str:

@@ -30,7 +30,7 @@ from ..models.of_process import Models
 from ..packs.cache import PackCache
 from ..predictors.client import Client, Predictors
 from ..predictors.remote_model import RemoteRunner
-from ..runners import tf_state
+from ..runners import runtimes
 from ..settings import Settings, read
 from . import deadlines
 from .child_rules import Status
@@ -127,7 +127,10 @@ def prepare(plan: Plan) -> None:
     deadlines.follow_tasks()
     if "numpy" in sys.modules:  # or all children, and their replacements, would draw the same numbers
         sys.modules["numpy"].random.seed()
-    tf_state.limit_threads(intra_op=plan.intra_op, inter_op=plan.inter_op, explicit=plan.explicit_threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].seed()
+    runtimes.protect_forks()
+    runtimes.limit_threads(intra_op=plan.intra_op, inter_op=plan.inter_op, explicit=plan.explicit_threads)
 
 
 def follow_init(report: Callable[[Status], None]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from celery.worker.control import inspect_command
 
 from ..predictors.statistics import Figures
-from ..runners import tf_state
+from ..runners import installed
 
 if TYPE_CHECKING:
     from .prefork import TFPrefork
@@ -32,7 +32,7 @@ def facts(pool: TFPrefork) -> dict[str, Any]:
         "start_method": pool.start_method,
         "threads": {"intra_op": pool.plan.intra_op, "inter_op": pool.plan.inter_op},
         "predictors": pool.supervisor.facts() if pool.supervisor else [],
-        "versions": tf_state.versions(),
+        "versions": installed.versions_in_use(),
         "children": pool.children(),
     }
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from celery.utils.log import get_logger
 
-from .. import _tensorflow
 from ..errors import SettingsError
 from ..model_path import ModelPath
 from ..packs.fingerprint import Content
 from ..predictors.client import Predictors
 from ..processes import say_what_is_gone
-from ..runners import location, tf_state
+from ..runners import installed, location, runtimes, tf_state
 from ..runners.convert import short
 from ..runners.location import Kind
 from ..settings import Settings
@@ -25,6 +24,8 @@ logger: logging.Logger = get_logger(__name__)
 
 #: Kinds of models that are no files here.
 _ELSEWHERE = (Kind.FUNCTION, Kind.REMOTE)
+#: Forms of a model that are TensorFlow's own, whatever Keras runs on.
+_OF_TENSORFLOW = (Kind.SAVED_MODEL, Kind.PACK)
 
 
 @dataclass(frozen=True)
@@ -96,21 +97,23 @@ def needs_preimport(settings: Settings) -> bool:
 
 
 def preimport() -> None:
-    """Import TensorFlow here, for all children, and say which private names it lacks.
+    """Import Keras and what it runs on here, for all children, and say which private names they lack.
 
     Raises:
         SettingsError: it cannot be imported.
     """
+    title = installed.other_backend() or "TensorFlow"
     try:
-        threads = tf_state.preimport()
+        threads = runtimes.preimport()
     except Exception as exc:  # a broken installation fails in many ways
         reason = f"{type(exc).__name__}: {short(exc)}"
-        raise SettingsError(f"  tf_preimport: TensorFlow or Keras cannot be imported: {reason}") from exc
-    say_what_is_gone(_tensorflow.gone(), "TensorFlow")
-    if threads and not tf_state.evidence():
+        raise SettingsError(f"  tf_preimport: {title} or Keras cannot be imported: {reason}") from exc
+    say_what_is_gone(runtimes.names_gone(), title)
+    if threads and runtimes.running() is None:
         logger.warning(
-            "importing TensorFlow and Keras started native threads (%s), which children will not have. "
+            "importing %s and Keras started native threads (%s), which children will not have. "
             "Should they hang, set tf_preimport = False",
+            title,
             ", ".join(threads),
         )
 
@@ -121,6 +124,27 @@ def absolute(model: ModelPath) -> ModelPath:
     is_file = "://" not in model.path if model.is_pattern else location.kind_of(model.path) not in _ELSEWHERE
     path = os.path.abspath(os.path.expanduser(model.path)) if is_file else model.path
     return model._replace(path=path, weights=weights)
+
+
+def for_children(settings: Settings) -> Settings:
+    """``settings`` without predictors for models that they cannot have: those of Keras on another back end."""
+    title = installed.other_backend()
+    if not settings.predictors or not title:
+        return settings
+    theirs = [
+        model
+        for model in settings.model_path
+        if model.predictors != 0 and location.kind_of(model.path) not in _OF_TENSORFLOW
+    ]
+    models = [model._replace(predictors=0) if model in theirs else model for model in settings.model_path]
+    for model in theirs:
+        logger.warning(
+            "predictors do not have model %r: Keras runs on %s, and they call graphs of TensorFlow; "
+            "each child loads a copy of its own",
+            model.name,
+            title,
+        )
+    return replace(settings, model_path=tuple(models))
 
 
 def all_predicted_elsewhere(settings: Settings) -> bool:

@@ -36,6 +36,7 @@ from ..packs.build import Packing
 from ..predictors import server
 from ..predictors.server import Job
 from ..predictors.supervisor import CannotStart, Supervisor
+from ..runners import runtimes
 from . import fork_guard
 from .async_engine import TFAsynPool
 from .bases import TaskPool
@@ -179,6 +180,7 @@ class TFPrefork(TaskPool):
         """
         if not self.forking_enable:
             return
+        runtimes.protect_forks()
         method = fork_guard.start_method(
             self.plan.settings.fork_guard,
             can_spawn=fork_guard.can_spawn(),

@@ -23,14 +23,23 @@ from ..packs.build import Packing
 from ..packs.cache import CacheUnusable, PackCache
 from ..packs.fingerprint import Content
 from ..processes import say_what_is_gone
-from ..runners import location, tf_state
+from ..runners import installed, location
 from ..runners.location import Kind
 from ..runners.options import LoadOptions
 from ..settings import Settings, check
 from .bases import StartStopStep
 from .deferral import with_deferred
 from .inspect import banner, facts, figures
-from .plan import absolute, all_predicted_elsewhere, needs_preimport, plan, predictor_threads, preimport, usable_cores
+from .plan import (
+    absolute,
+    all_predicted_elsewhere,
+    for_children,
+    needs_preimport,
+    plan,
+    predictor_threads,
+    preimport,
+    usable_cores,
+)
 from .prefork import TFPrefork, preparation
 
 if TYPE_CHECKING:
@@ -63,6 +72,7 @@ class Models(StartStopStep):
         for one in found:
             logger.info("model %r is loaded where it is used, and not at %s", one.name, one.line)
         check_models(settings)
+        settings = for_children(settings)
         say_what_is_gone(_celery.gone(), "Celery")
         # A task may change the working directory, and replaced children load again.
         settings = replace(settings, model_path=tuple(map(absolute, settings.model_path)))
@@ -126,13 +136,17 @@ def check_models(settings: Settings) -> None:
         SettingsError: of all models that cannot be loaded, each with the reason.
     """
     problems = []
-    if settings.model_path and (why := tf_state.missing()):
+    if settings.model_path and (why := installed.missing()):
         problems.append(f"  tf_model_path: {why}")
     for model in settings.model_path:
         try:
             if model.is_pattern:
                 check_pattern(model)
-            elif location.check(model.path, safe_mode=settings.safe_mode, weights=model.weights) is Kind.PACK:
+                continue
+            kind = location.check(model.path, safe_mode=settings.safe_mode, weights=model.weights)
+            if kind in (Kind.PACK, Kind.SAVED_MODEL) and (why := installed.without_tensorflow()):
+                raise location.BadSource(why)
+            if kind is Kind.PACK:
                 manifest.check_versions(manifest.read_manifest(os.path.expanduser(model.path)))
         except (location.BadSource, manifest.DamagedPack) as exc:
             problems.append(f"  tf_model_path: model {model.name!r} at {model.path!r}: {exc}")

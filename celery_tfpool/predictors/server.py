@@ -34,7 +34,7 @@ from ..model_path import ModelPath
 from ..models.of_process import Models
 from ..packs.fingerprint import Content
 from ..processes import GRACE
-from ..runners import tf_state
+from ..runners import installed, runtimes
 from ..runners.convert import short
 from ..settings import Settings
 from .conversation import Conversation
@@ -88,7 +88,7 @@ def main(job: Job, listener: socket, link: Connection) -> None:
         faulthandler.enable(sys.__stderr__)
     os.environ.clear()
     os.environ.update(job.environ)
-    tf_state.limit_threads(intra_op=job.intra_op, inter_op=job.inter_op, explicit=True)
+    runtimes.limit_threads(intra_op=job.intra_op, inter_op=job.inter_op, explicit=True)
     _tensorflow.threads_per_session()
     try:
         asyncio.run(_serve(job, listener, link))
@@ -130,7 +130,7 @@ def _load(job: Job, computing: ThreadPoolExecutor) -> dict[str, ServedModel]:
     """
     if job.prepare is not None:
         job.prepare()
-    processes.say_what_is_gone(_tensorflow.gone(), "TensorFlow")
+    processes.say_what_is_gone(runtimes.names_gone(), installed.other_backend() or "TensorFlow")
     _start_threads(computing, job.intra_op)
     models = Models(job.models, safe_mode=job.settings.safe_mode, packs=dict(job.packs), contents=dict(job.contents))
     served = {}

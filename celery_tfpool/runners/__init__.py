@@ -13,6 +13,8 @@ packs, of other processes, or of when a model is loaded.
     layers       what layers inside it give
     subclassed   calls one that does not
     saved_model  calls a SavedModel by its signature, or, without one, as an object
+    other_backend  calls a model of Keras on JAX or PyTorch
+    legacy       knows Keras 2, which is tf_keras now
     any_object   calls what is no Keras model, and has a predict() of its own
     inputs       which part of the data is which input
     spec         one input or output: does a value fit?
@@ -20,6 +22,10 @@ packs, of other processes, or of when a model is loaded.
     dtypes       names of dtypes
     structure    nested inputs and outputs, as JSON and leaf by leaf
     compare      are outputs the same but for rounding?
-    tf_state     TensorFlow as a whole: initialised? by whom? threads, versions
+    installed    what is installed, and which back end Keras runs on
+    runtimes     which runtime does not let this process fork, who started it, with how many threads
+    tf_state     TensorFlow as a whole: initialised? eager? threads
+    openmp       lets threads of OpenMP end before a fork
+    first_calls  remembers which line called a function first
     culprit      which line of the user's code it was
 """

@@ -207,17 +207,18 @@ def concatenate(parts: list[Any]) -> Any:
 
 
 def _join(*values: Any) -> Any:
+    if isinstance(values[0], (np.ndarray, np.generic)):
+        if values[0].ndim == 0:
+            return np.stack(values)
+        varies = [len(set(sizes)) > 1 for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
+        if not any(varies):
+            return np.concatenate(values)
     import tensorflow as tf
 
     if isinstance(values[0], tf.SparseTensor):
         return tf.sparse.concat(0, values)
     if isinstance(values[0], tf.RaggedTensor):
         return tf.concat(values, axis=0)
-    if values[0].ndim == 0:
-        return np.stack(values)
-    varies = [len(set(sizes)) > 1 for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
-    if not any(varies):
-        return np.concatenate(values)
     inner = varies[::-1].index(True)  # so many last dimensions are the same in all batches
     shape = values[0].shape[-inner:] if inner else None
     return tf.ragged.constant(values, inner_shape=shape).merge_dims(0, 1)

@@ -9,15 +9,19 @@ import os
 import sys
 import sysconfig
 import traceback
+from typing import Any
+
+#: Whose lines nobody can change.
+_LIBRARIES = ("tensorflow", "keras", "tf_keras", "jax", "torch", "wrapt")
 
 
 def blame(stack: list[traceback.FrameSummary]) -> str:
     """The line of ``stack`` (innermost last) that a reader can change.
 
-    That is the innermost one outside TensorFlow and Keras, and, where that is
+    That is the innermost one outside Keras and what it runs on, and, where that is
     in an installed package, also the innermost line of the user's own.
     """
-    callers = [f for f in reversed(stack) if not _is_inside(f.filename, ("tensorflow", "keras", "wrapt"))]
+    callers = [f for f in reversed(stack) if not _is_inside(f.filename, _LIBRARIES)]
     own = next((f for f in callers if is_own_code(f.filename)), None)
     first = callers[0] if callers else None
     if first is None:
@@ -49,18 +53,22 @@ def is_own_code(filename: str) -> bool:
     )
 
 
-def search_modules() -> str | None:
-    """A module-level model, layer or tensor of the user's own code, which must have initialised it."""
+def search_modules(packages: tuple[str, ...]) -> str | None:
+    """A module-level model, layer or tensor of these packages in the user's own code, which must have started it."""
     for module in list(sys.modules.values()):
         filename = getattr(module, "__file__", None)
         if not filename or not is_own_code(filename):
             continue
         for name, value in list(vars(module).items()):
-            if type(value).__module__.partition(".")[0] in ("keras", "tensorflow") and hasattr(value, "dtype"):
+            if type(value).__module__.partition(".")[0] in packages and _holds_numbers(value):
                 line = _line_of(filename, name)
                 place = f"{filename}:{line}: {linecache.getline(filename, line).strip()}" if line else filename
                 return f"{place} (it holds a {type(value).__name__})"
     return None
+
+
+def _holds_numbers(value: Any) -> bool:
+    return hasattr(value, "dtype") or hasattr(value, "parameters")  # a module of PyTorch's
 
 
 def _line_of(filename: str, name: str) -> int | None:

@@ -7,6 +7,7 @@ do not say what they take are for `free_runner`.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -115,17 +116,22 @@ def inner(model: Any, outputs: Any) -> Any:
     Raises:
         ValueError: they are not computed of its inputs.
     """
+    return library_of(model).Model(_structure(model, declared(model, "inputs")), outputs)
+
+
+def library_of(model: Any) -> Any:
+    """The Keras that a model is of: that of now, or tf_keras, which is Keras 2."""
     import keras
 
-    return keras.Model(_structure(model, declared(model, "inputs")), outputs)
+    legacy = sys.modules.get("tf_keras")
+    return legacy if legacy is not None and isinstance(model, legacy.Model) else keras
 
 
 def overrides(model: Any, *methods: str) -> bool:
     """Whether the user's class, or the model itself, has one of Keras's methods of its own."""
-    import keras
-
+    of_keras = library_of(model).Model
     return any(
-        getattr(type(model), method) is not getattr(keras.Model, method) or method in vars(model) for method in methods
+        getattr(type(model), method) is not getattr(of_keras, method) or method in vars(model) for method in methods
     )
 
 
@@ -138,12 +144,10 @@ def declared(model: Any, ports: str) -> list[Any]:
 
 
 def _structure(model: Any, symbols: list[Any]) -> Any:
-    import keras
-
     if not symbols:
         return None
     # A Sequential has one input, which its own ``input`` does not find once it was loaded from a file.
-    return symbols[0] if isinstance(model, keras.Sequential) else model.input
+    return symbols[0] if isinstance(model, library_of(model).Sequential) else model.input
 
 
 def _numbers(structure: Any) -> Any:

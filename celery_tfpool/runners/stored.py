@@ -13,11 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import _tensorflow
-from . import configuration, location, saved_model, subclassed, tf_state
+from . import configuration, installed, legacy, location, saved_model, subclassed
 from .any_object import ObjectRunner, can_predict
+from .convert import short
 from .keras_model import KerasRunner
 from .location import Kind
 from .options import NOTHING, LoadOptions
+from .other_backend import OtherBackendRunner
 from .protocol import Runner
 from .subclassed import FreeRunner
 
@@ -34,14 +36,15 @@ def load_stored(
         BadSource: there is no such model, or none that can be used here.
         Exception: whatever comes out of the user's file or function.
     """
-    if why := tf_state.missing():
+    if why := installed.missing():
         raise location.BadSource(why)
     kind = location.check(path, safe_mode=safe_mode, weights=options.weights)
     if kind is Kind.PACK:
         raise location.BadSource("it is a pack, which has no other form")
     if kind is Kind.SAVED_MODEL:
+        if why := installed.without_tensorflow():
+            raise location.BadSource(why)
         return saved_model.runner_of(name, os.path.expanduser(path), options.signature)
-    _check_backend()
     model = _made_by(path) if kind is Kind.FUNCTION else _stored_at(path, kind, safe_mode, compiled, options)
     return _runner_of(model)(name, model)
 
@@ -49,19 +52,13 @@ def load_stored(
 def _runner_of(model: Any) -> Callable[[str, Any], Runner]:
     import keras
 
+    if legacy.is_its_model(model):
+        return legacy.LegacyRunner if subclassed.needed_by(model) else KerasRunner
     if not isinstance(model, keras.Model):
         return ObjectRunner
+    if installed.other_backend():
+        return OtherBackendRunner
     return FreeRunner if subclassed.needed_by(model) else KerasRunner
-
-
-def _check_backend() -> None:
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
-        raise location.BadSource(
-            f"Keras runs on {keras.backend.backend()!r} (KERAS_BACKEND or ~/.keras/keras.json); "
-            "this pool needs 'tensorflow'"
-        )
 
 
 def _stored_at(path: str, kind: Kind, safe_mode: bool, compiled: bool, options: LoadOptions) -> Any:
@@ -70,7 +67,7 @@ def _stored_at(path: str, kind: Kind, safe_mode: bool, compiled: bool, options: 
     if kind is Kind.ARCHITECTURE:
         model = _of_config(configuration.json_config(local), options.objects(), safe_mode)
     else:
-        model = _load_model(local, safe_mode, compiled, options)
+        model = _load_model(local, kind, safe_mode, compiled, options)
     if options.weights is not None:
         model.load_weights(os.path.expanduser(options.weights))
     return model
@@ -84,13 +81,21 @@ def _of_config(config: dict[str, Any], objects: dict[str, Any], safe_mode: bool)
     return keras.saving.deserialize_keras_object(config, objects, safe_mode=safe_mode)
 
 
-def _load_model(local: str, safe_mode: bool, compiled: bool, options: LoadOptions) -> Any:
+def _load_model(local: str, kind: Kind, safe_mode: bool, compiled: bool, options: LoadOptions) -> Any:
     import keras
 
     # Training configuration is not needed to predict, and its custom
     # losses and metrics would have to be importable.
+    wanted = {"custom_objects": options.objects(), "compile": compiled, "safe_mode": safe_mode}
+    if legacy.loads(local, kind):
+        return legacy.load(local, **wanted)
     load_model = inspect.unwrap(keras.models.load_model)  # even where loading is deferred
-    return load_model(local, custom_objects=options.objects(), compile=compiled, safe_mode=safe_mode)
+    try:
+        return load_model(local, **wanted)
+    except (TypeError, ValueError) as exc:
+        if hint := legacy.hint(local, kind):
+            raise location.BadSource(f"{type(exc).__name__}: {short(exc)}{hint}") from exc
+        raise
 
 
 def _made_by(function: str) -> Any:

@@ -1,4 +1,4 @@
-"""TensorFlow as a whole: is it initialised and by whom, how many threads, which versions.
+"""TensorFlow as a whole: is it initialised, does it compute at once, how many threads.
 
 A process may *import* TensorFlow and still fork safely; once it is
 *initialised* (the first tensor, layer or session starts native thread pools)
@@ -8,13 +8,9 @@ a forked child waits for ever.  Nothing here initialises it.
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib.metadata
-import importlib.util
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from types import ModuleType
@@ -23,22 +19,11 @@ from typing import Any
 import wrapt
 
 from .. import _tensorflow
-from .culprit import blame, search_modules
-
-_DISTRIBUTIONS = (
-    "tensorflow",
-    "tensorflow-cpu",
-    "tensorflow-gpu",
-    "tensorflow-intel",
-    "tensorflow-macos",
-    "tensorflow-rocm",
-    "tf-nightly",
-    "tf-nightly-cpu",
-)
+from . import first_calls
 
 _OF_A_GRAPH = "tf_graph_runner"  # the thread of a ``tf.Graph()``
-#: Where TensorFlow was initialised in this process, as `watch` saw it.
-_initialised_at: str | None = None
+#: Under which `first_calls` has what it saw.
+_TITLE = "TensorFlow"
 
 
 # -- is it initialised? --------------------------------------------------------
@@ -59,9 +44,9 @@ def evidence() -> str:
         return f"a version of TensorFlow whose state cannot be read: it has no {exc.args[0]}"
     return judge(
         has_context=has_context,
-        thread_names=_native_threads(),
+        thread_names=native_threads(),
         device_types=device_types,
-        was_seen=_initialised_at is not None,
+        was_seen=first_calls.line(_TITLE) is not None,
     )
 
 
@@ -85,7 +70,7 @@ def judge(
     return ""
 
 
-def _native_threads() -> list[str]:
+def native_threads() -> list[str]:
     """Names of this process's native threads that are not Python's (Linux; elsewhere none)."""
     names, of_python = [], {str(thread.native_id) for thread in threading.enumerate()}
     try:
@@ -97,14 +82,6 @@ def _native_threads() -> list[str]:
     except OSError:  # a thread ended meanwhile, or there is no /proc
         pass
     return names
-
-
-def preimport() -> list[str]:
-    """Import TensorFlow and Keras, which initialises nothing; names of the native threads that it started."""
-    before = _native_threads()
-    importlib.import_module("tensorflow")
-    importlib.import_module("keras")
-    return _native_threads()[len(before) :]
 
 
 def eagerly() -> AbstractContextManager[Any]:
@@ -121,62 +98,14 @@ def is_recording() -> bool:
     return tensorflow is not None and (not tensorflow.executing_eagerly() or _tensorflow.has_tape())
 
 
-# -- forks of a process in which it is initialised ---------------------------------
-
-#: The process of which this one is a fork that has inherited a runtime, which does not work here.
-_inherited_from: int | None = None
-
-
-def inherited_from() -> int | None:
-    """The parent whose runtime this process, a fork of it, has inherited; None where there is none."""
-    return _inherited_from
-
-
-def _note_fork() -> None:
-    global _inherited_from
-    if _inherited_from or _initialised_at or _has_context():
-        _inherited_from = os.getppid()
-
-
-def _has_context() -> bool:
+def is_inherited() -> bool:
+    """Whether this process, just forked, has inherited a runtime, which does not work here."""
+    if first_calls.line(_TITLE) is not None:
+        return True
     try:
         return _tensorflow.context_state()[0]
     except LookupError:
         return False
-
-
-os.register_at_fork(after_in_child=_note_fork)
-
-
-# -- who did it? ------
-
-
-def watch() -> None:
-    """From now on remember the line that initialises TensorFlow in this process."""
-    for module, owner, method in _tensorflow.first_calls():
-        wrapt.register_post_import_hook(functools.partial(_watch_first_call, owner=owner, method=method), module)
-
-
-def _watch_first_call(module: ModuleType, *, owner: str, method: str) -> None:
-    target: Any = getattr(module, owner, None)
-    original = getattr(target, method, None)
-    if original is None:  # `_tensorflow.gone` says so
-        return
-
-    @functools.wraps(original)
-    def first_call(*args: Any, **kwargs: Any) -> Any:
-        global _initialised_at
-        # Once is enough, and a context's method is on the path of every operation.
-        setattr(target, method, original)
-        _initialised_at = _initialised_at or blame(traceback.extract_stack(sys._getframe(1)))
-        return original(*args, **kwargs)
-
-    setattr(target, method, first_call)
-
-
-def culprit() -> str:
-    """Who initialised TensorFlow here: the line when `watch` was on, else what can be found."""
-    return _initialised_at or search_modules() or f"an unknown line (found {evidence() or 'nothing'})"
 
 
 # -- threads -------------------------------------------------------------------
@@ -211,39 +140,3 @@ def threads_of_environment(name: str) -> int:
     """How many threads TensorFlow's own variable ``name`` asks for; 0 where it says nothing."""
     value = os.environ.get(name, "")
     return int(value) if value.isdecimal() else 0
-
-
-# -- versions ------------------------------------------------------------------
-
-
-def versions() -> dict[str, str]:
-    """Versions of TensorFlow and Keras, without importing either; absent ones are left out."""
-    found = {}
-    for module, distributions in (("tensorflow", _DISTRIBUTIONS), ("keras", ("keras", "keras-nightly"))):
-        loaded = getattr(sys.modules.get(module), "__version__", None)
-        if loaded is None and importlib.util.find_spec(module) is None:
-            continue
-        found[module] = loaded or next(filter(None, map(_version_of, distributions)), "installed")
-    return found
-
-
-def _version_of(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def missing() -> str:
-    """Why no model can be loaded on this machine, and what to do; empty when one can."""
-    have = versions()
-    if "tensorflow" not in have:
-        return "TensorFlow is not installed. Install it: pip install 'celery-tfpool[tensorflow]' (or [tensorflow-cpu])"
-    if "keras" not in have:
-        return "Keras is not installed. Install it: pip install 'keras>=3.1'"
-    if have["keras"].startswith(("2.", "3.0.")):
-        return f"Keras {have['keras']} is too old. Install a newer one: pip install 'keras>=3.1'"
-    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-    if backend != "tensorflow":
-        return f"KERAS_BACKEND is {backend!r} in the environment; this pool needs 'tensorflow'. Unset it"
-    return ""

@@ -181,6 +181,20 @@ def threads_of_tensorflow():
 
 
 @app.task
+def threads_of_torch():
+    import torch
+
+    return torch.get_num_threads()
+
+
+@app.task
+def threads_of_jax():
+    """Of XLA, for operations."""
+    names = [Path(f"/proc/self/task/{thread}/comm").read_text() for thread in os.listdir("/proc/self/task")]
+    return names.count("tf_XLAEigen\n")
+
+
+@app.task
 def predict_in_spite_of_errors():
     from celery_tfpool import ModelLoadError
 
