@@ -139,7 +139,7 @@ def check(path: str, unsafe: bool) -> None:
 
     from .models.lazy_model import LazyModel
     from .runners import any_object, installed, location
-    from .runners.dtypes import numpy_dtype
+    from .runners.dtypes import itemsize
 
     lazy = LazyModel("model", path, safe_mode=not unsafe)
     with cwd_in_path():
@@ -153,8 +153,7 @@ def check(path: str, unsafe: bool) -> None:
     for title, ports in (("input", runner.inputs), ("output", runner.outputs)):
         for port in ports:
             click.echo(f"{title:<7} {port}")
-    dtypes = [numpy_dtype(getattr(v.dtype, "name", v.dtype)) for v in runner.variables()]
-    numbers = [(int(np.prod(v.shape)), dtype.itemsize) for v, dtype in zip(runner.variables(), dtypes, strict=True)]
+    numbers = [(int(np.prod(v.shape)), itemsize(v)) for v in runner.variables()]
     click.echo(f"weights {sum(n for n, _ in numbers):,} numbers, {sum(n * size for n, size in numbers) / 1e6:.1f} MB")
     if isinstance(runner, any_object.ObjectRunner):
         return click.echo(f"predict is not tried: {runner.only_here()}")

@@ -126,7 +126,6 @@ class Settings:
         0,
         at_least(0),
         "Processes that predict for all children and batch their requests; children then need no TensorFlow runtime. "
-        "Not for models of Keras on JAX or PyTorch, which children have themselves. "
         "0: each child predicts by itself. Of one model: how many of them have it; 0: children have it themselves.",
     )
     max_batch_size: int = setting(

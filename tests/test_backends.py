@@ -140,12 +140,22 @@ def test_refused(start_worker: StartWorker, tmp_path: Path, line: str) -> None:
     assert "Traceback" not in worker.log
 
 
-def test_predictors_are_not_for_them(start_worker: StartWorker, large: str) -> None:
-    """Said at the start; the children predict."""
-    worker = start_worker("-c", "1", conf={"tf_model_path": large, "tf_predictors": 1})
-    assert np.array_equal(of_keras_itself(large), worker.call("predict_row", ROW)[1])
-    assert f"predictors do not have model 'default': Keras runs on {TITLE}" in worker.log
-    assert [] == worker.stats()["tfpool"]["predictors"]
+def test_predictors(start_worker: StartWorker, large: str) -> None:
+    """One process has the model, and computes each request alone; children and worker main do not even import Keras."""
+    worker = start_worker("-c", "2", conf={"tf_model_path": large, "tf_predictors": 1})
+    expected = of_keras_itself(large)
+    results = [worker.send("predict_row", ROW) for _ in range(20)]
+    assert all(np.array_equal(expected, result.get(timeout=60)[1]) for result in results)
+    assert [] == worker.call("predict", 0)
+    assert not worker.call("imported", "keras")
+    assert "requests are not batched: Keras does not run on TensorFlow" in worker.log
+    assert 21 == worker.stats()["tfpool"]["predictors"][0]["stats"]["request_success"]
+
+
+def test_what_predictors_cannot_have() -> None:
+    for function in ("subclassed", "own_predict"):
+        _, handle = made(function)
+        assert handle._lazy.load().only_here()
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from ..runners.convert import short
+from ..runners.dtypes import itemsize
 from ..runners.location import BadSource
 
 #: What Keras says → what to do.
@@ -31,9 +32,7 @@ def of_failure(exc: Exception) -> str:
 
 def of_cost(model: Any, seconds: float, *, is_asked: bool) -> str:
     """What it has cost to load the Keras ``model`` of a pack, or of a predictor that is asked otherwise."""
-    import tensorflow as tf
-
-    size = sum(math.prod(variable.shape) * tf.as_dtype(variable.dtype).size for variable in model.variables)
+    size = sum(math.prod(variable.shape) * itemsize(variable) for variable in model.variables)
     return (
         f"so process {os.getpid()} has loaded it, in {seconds:.1f} s and {size / 2**20:.0f} MB of its own; from now on "
         f"{'it asks no predictor for it' if is_asked else 'it shares no weights of it'}. "

@@ -205,8 +205,8 @@ def find_or_make(
         raise CannotPack(
             "what a function makes cannot be seen to have changed; give the model a `version`, and change it with that"
         )
-    if kind is not Kind.SAVED_MODEL and (title := installed.other_backend()):
-        raise CannotPack(f"Keras runs on {title}, and what is shared is a graph of TensorFlow")
+    if kind is not Kind.SAVED_MODEL and (why := installed.why_unshared()):
+        raise CannotPack(why)
     facts = [f"format {manifest.FORMAT}", kind.value, *fingerprint.environment_facts(installed.versions(), os.environ)]
     files: list[str] = []
     if legacy.loads(path, kind):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from celery.utils.log import get_logger
 
@@ -24,8 +24,6 @@ logger: logging.Logger = get_logger(__name__)
 
 #: Kinds of models that are no files here.
 _ELSEWHERE = (Kind.FUNCTION, Kind.REMOTE)
-#: Forms of a model that are TensorFlow's own, whatever Keras runs on.
-_OF_TENSORFLOW = (Kind.SAVED_MODEL, Kind.PACK)
 
 
 @dataclass(frozen=True)
@@ -125,26 +123,6 @@ def absolute(model: ModelPath) -> ModelPath:
     path = os.path.abspath(os.path.expanduser(model.path)) if is_file else model.path
     return model._replace(path=path, weights=weights)
 
-
-def for_children(settings: Settings) -> Settings:
-    """``settings`` without predictors for models that they cannot have: those of Keras on another back end."""
-    title = installed.other_backend()
-    if not settings.predictors or not title:
-        return settings
-    theirs = [
-        model
-        for model in settings.model_path
-        if model.predictors != 0 and location.kind_of(model.path) not in _OF_TENSORFLOW
-    ]
-    models = [model._replace(predictors=0) if model in theirs else model for model in settings.model_path]
-    for model in theirs:
-        logger.warning(
-            "predictors do not have model %r: Keras runs on %s, and they call graphs of TensorFlow; "
-            "each child loads a copy of its own",
-            model.name,
-            title,
-        )
-    return replace(settings, model_path=tuple(models))
 
 
 def all_predicted_elsewhere(settings: Settings) -> bool:

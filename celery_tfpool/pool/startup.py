@@ -30,16 +30,7 @@ from ..settings import Settings, check
 from .bases import StartStopStep
 from .deferral import with_deferred
 from .inspect import banner, facts, figures
-from .plan import (
-    absolute,
-    all_predicted_elsewhere,
-    for_children,
-    needs_preimport,
-    plan,
-    predictor_threads,
-    preimport,
-    usable_cores,
-)
+from .plan import absolute, all_predicted_elsewhere, needs_preimport, plan, predictor_threads, preimport, usable_cores
 from .prefork import TFPrefork, preparation
 
 if TYPE_CHECKING:
@@ -72,7 +63,6 @@ class Models(StartStopStep):
         for one in found:
             logger.info("model %r is loaded where it is used, and not at %s", one.name, one.line)
         check_models(settings)
-        settings = for_children(settings)
         say_what_is_gone(_celery.gone(), "Celery")
         # A task may change the working directory, and replaced children load again.
         settings = replace(settings, model_path=tuple(map(absolute, settings.model_path)))

@@ -42,6 +42,7 @@ class Reason(Enum):
     SIZE = "max_batch_size is 1"
     REFUSED = "batch is False"
     ONE_VALUE = "an input of it is one value for all rows, which each request gives for itself"
+    NO_GRAPH = "Keras does not run on TensorFlow, and so there is no graph that says what becomes of rows"
     FIXED_ROWS = "it takes a fixed number of rows"
     LAYERS = "it asks for outputs of layers, of which nobody has seen whether their rows are apart"
     NO_ROWS = "its outputs do not have a row for each row of its inputs"
@@ -63,7 +64,7 @@ class Reason(Enum):
     @property
     def is_absolute(self) -> bool:
         """Whether even ``batch = True`` changes nothing: the rows cannot be put together or told apart."""
-        return self in (Reason.SIZE, Reason.ONE_VALUE, Reason.FIXED_ROWS, Reason.NO_ROWS)
+        return self in (Reason.SIZE, Reason.ONE_VALUE, Reason.FIXED_ROWS, Reason.NO_ROWS, Reason.NO_GRAPH)
 
 
 _NOT_KNOWN = {

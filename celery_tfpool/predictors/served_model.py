@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..runners.layers import Wanted
+from ..runners.other_backend import OwnCall
 from ..runners.protocol import BATCH_SIZE, Compiled, Runner
 from ..runners.rows import count_rows
 from ..runners.subclassed import FreeRunner
@@ -90,6 +91,9 @@ class ServedModel:
             if not self.only_here and self.alone is None and self._batch == "auto":
                 self.alone = Reason.NOT_TRIED
             return
+        if isinstance(self._compiled, OwnCall):
+            self.alone = self.alone or Reason.NO_GRAPH
+            return self._compiled.try_once(self.runner.inputs)
         of_graph = row_check.of_graph(self._compiled, self.runner.inputs)
         self.alone = self.alone or self._unless_allowed(of_graph)
         if of_graph in (Reason.STATE, Reason.PYTHON):

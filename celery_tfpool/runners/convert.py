@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from . import installed
 from .dtypes import dtype_of, is_tensor, numpy_dtype
 from .structure import leaves, map_leaves
 
@@ -193,7 +194,11 @@ def to_numpy(outputs: Any) -> Any:
 
 
 def to_tensors(outputs: Any) -> Any:
-    """Arrays as tensors, which leave ragged and sparse ones as they are."""
+    """Arrays as tensors of what Keras runs on, which leave ragged and sparse ones as they are."""
+    if installed.other_backend():
+        import keras
+
+        return map_leaves(keras.ops.convert_to_tensor, outputs)
     import tensorflow as tf
 
     return map_leaves(lambda leaf: tf.constant(leaf) if isinstance(leaf, np.ndarray) else leaf, outputs)

@@ -25,6 +25,11 @@ def _name_of(dtype: Any) -> str:
     return "string" if dtype.kind in "USOT" else str(dtype)
 
 
+def itemsize(variable: Any) -> int:
+    """Bytes of each number of a variable, of any Keras."""
+    return numpy_dtype(getattr(variable.dtype, "name", variable.dtype)).itemsize
+
+
 #: Kinds of dtypes that are numbers; V are those of ``ml_dtypes``.
 _NUMBERS = "biufcV"
 

@@ -62,6 +62,12 @@ def other_backend() -> str:
     return "" if name == "tensorflow" else TITLES.get(name, name)
 
 
+def why_unshared() -> str:
+    """Why models of Keras have no packs here; empty where they have."""
+    title = other_backend()
+    return f"Keras runs on {title}, and what is shared is a graph of TensorFlow" if title else ""
+
+
 def has_legacy_keras() -> bool:
     """Whether ``tf.keras`` is tf_keras here, which is Keras 2, as TensorFlow decides it."""
     wanted = os.environ.get("TF_USE_LEGACY_KERAS") in ("1", "true", "True")

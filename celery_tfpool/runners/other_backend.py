@@ -1,12 +1,14 @@
 """Call a Keras model on another back end than TensorFlow: JAX or PyTorch.
 
-There is no graph of TensorFlow, so nothing of it is shared.  The numbers are
+There is no graph of TensorFlow, so no pack.  A predictor can have it, and
+computes each request alone.  The numbers are
 those of ``keras.Model.predict``: its ``predict_on_batch`` is called for each
 batch, and inputs are checked as those of other models.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from .convert import arrays, is_plain, to_floatx
 from .dtypes import dtype_of, numpy_dtype
 from .keras_model import KerasRunner, overrides
 from .protocol import CannotPack, Compiled
+from .spec import Port
 from .structure import leaves
 
 
@@ -43,8 +46,8 @@ class OtherBackendRunner(KerasRunner):
             return super().delegate(x, **options)
 
     def only_here(self) -> str:
-        """Why this model cannot predict for other processes."""
-        return f"Keras runs on {installed.other_backend()}, and what is shared is a graph of TensorFlow"
+        """As of other models, and that it does not say what inputs it takes."""
+        return super().only_here() or ("" if self._is_declared else "it does not say what inputs it takes")
 
     def single_call(self) -> NoReturn:
         """There is none that could be written to a file.
@@ -52,7 +55,7 @@ class OtherBackendRunner(KerasRunner):
         Raises:
             CannotPack: always.
         """
-        raise CannotPack(self.only_here())
+        raise CannotPack(installed.why_unshared())
 
     def prepare(self, x: Any) -> tuple[Compiled, list[Any]]:
         """As `Runner.prepare`; of a model that does not say what it takes, whatever is given."""
@@ -82,6 +85,11 @@ class OwnCall(Compiled):
     def __call__(self, *values: Any) -> Any:
         """NumPy arrays in the structure of the outputs."""
         return self.function(*values)
+
+    def try_once(self, inputs: list[Port]) -> None:
+        """Call it with a row of zeros, which compiles it; what is wrong with it is for whoever calls it next."""
+        with contextlib.suppress(Exception):
+            self(*(port.zeros() for port in inputs))
 
     def of_no_rows(self, values: list[Any]) -> Any:
         """The outputs for 0 rows: those of one row, without that."""
