@@ -178,6 +178,25 @@ def test_no_tensorflow(start_worker: StartWorker, digits: str, tmp_path: Path) -
     assert 3 == start_worker("-c", "1", env=env).call("add", 1, 2)
 
 
+@pytest.mark.parametrize(
+    ("backend", "reason"),
+    [
+        (
+            "jax",
+            "JAX is not installed, and Keras is to run on 'jax' (KERAS_BACKEND or ~/.keras/keras.json). Install it: ",
+        ),
+        ("numpy", "Keras is to run on 'numpy' (KERAS_BACKEND or ~/.keras/keras.json); this pool knows 'tensorflow', "),
+    ],
+)
+def test_other_backend(start_worker: StartWorker, digits: str, backend: str, reason: str) -> None:
+    """One that is not installed, or not known here: says so before forking."""
+    env = {"KERAS_BACKEND": backend}
+    worker = start_worker("-c", "1", conf={"tf_model_path": digits}, env=env, wait=False)
+    assert 1 == worker.wait()
+    assert f"tf_model_path: {reason}" in worker.log
+    assert "Traceback" not in worker.log
+
+
 SEEN_IN_THE_CHILD = {
     "raises": ("proj:broken_model", "RuntimeError: the weights are on the moon"),
     "no model": ("proj:no_model", "it returned str, which is no keras.Model, has no predict() and cannot be called"),

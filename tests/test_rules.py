@@ -28,7 +28,7 @@ from celery_tfpool.pool.child_rules import ChildState, Status
 from celery_tfpool.pool.fork_guard import fork_decision
 from celery_tfpool.pool.plan import plan, predictor_threads, threads
 from celery_tfpool.processes import GRACE, CrashLoop
-from celery_tfpool.runners import tf_state
+from celery_tfpool.runners import installed, tf_state
 from celery_tfpool.runners.culprit import blame
 from celery_tfpool.settings import Settings
 
@@ -276,3 +276,28 @@ def test_lock_of_a_child_ended_at_its_last_word() -> None:
         os.waitpid(pid, 0)
         assert pipe._wlock.acquire(False)
         pipe._wlock.release()
+
+
+@pytest.mark.parametrize(
+    ("variable", "file", "backend"),
+    [
+        (None, None, "tensorflow"),
+        (None, '{"backend": "jax"}', "jax"),
+        ("torch", '{"backend": "jax"}', "torch"),
+        ("", '{"backend": "jax"}', "jax"),
+        (None, '{"floatx": "float64"}', "tensorflow"),
+        (None, "[", "tensorflow"),
+    ],
+)
+def test_backend_of_keras(
+    variable: str | None, file: str | None, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Keras itself finds it, which is not imported yet."""
+    monkeypatch.delitem(sys.modules, "keras", raising=False)
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    if variable is not None:
+        monkeypatch.setenv("KERAS_BACKEND", variable)
+    if file is not None:
+        (tmp_path / "keras.json").write_text(file)
+    assert backend == installed.backend()
