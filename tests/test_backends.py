@@ -70,6 +70,22 @@ def test_predicts_as_keras(start_worker: StartWorker, large: str, engine: str) -
     assert "WARNING/MainProcess] importing" not in worker.log
 
 
+def test_outputs_of_layers(large: str) -> None:
+    """As Keras itself gives them."""
+    import keras
+
+    handle, model = Handle(lambda: lazy), keras.saving.load_model(large)
+    lazy = LazyModel("m", large, safe_mode=True)
+    first, last = (layer.name for layer in model.layers)
+    rows = np.random.default_rng(0).random((40, 16), "float32")
+    expected = keras.Model(model.inputs[0], model.get_layer(first).output).predict(rows, verbose=0)
+    np.testing.assert_allclose(expected, handle.predict(rows, outputs=first), rtol=1e-6)
+    both = handle.predict(rows, outputs=[last, first])
+    np.testing.assert_allclose(expected, both[1], rtol=1e-6)
+    np.testing.assert_allclose(model.predict(rows, verbose=0), both[0], rtol=1e-5)
+    assert (0, 2048) == handle.predict(rows[:0], outputs=first).shape
+
+
 def test_replaced_after_each_task(start_worker: StartWorker, large: str) -> None:
     conf = {"tf_model_path": large, "tf_model_load": "eager"}
     worker = start_worker("-c", "1", "--max-tasks-per-child=1", conf=conf)

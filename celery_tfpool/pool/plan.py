@@ -124,7 +124,6 @@ def absolute(model: ModelPath) -> ModelPath:
     return model._replace(path=path, weights=weights)
 
 
-
 def all_predicted_elsewhere(settings: Settings) -> bool:
     """Whether predictors have every model, so that children need no TensorFlow."""
     return bool(settings.predictors) and all(model.predictors != 0 for model in settings.model_path)

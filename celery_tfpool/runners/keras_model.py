@@ -75,10 +75,13 @@ class KerasRunner(Runner):
 
     def trace_numbered(self, names: Sequence[str]) -> Compiled:
         """The call whose outputs are a dict of what the layers ``names`` give, in their order."""
+        return KerasRunner(self.name, self.part_of(names)).compiled()
+
+    def part_of(self, names: Sequence[str]) -> Any:
+        """The Keras model whose outputs are a dict of what the layers ``names`` give, in their order."""
         found = layers.outputs_of(self.keras_model)
         # Keras keeps the keys of a dict, and a list of one is no list any more.
-        outputs = {f"{number:05}": found[name] for number, name in enumerate(names)}
-        return KerasRunner(self.name, inner(self.keras_model, outputs)).compiled()
+        return inner(self.keras_model, {f"{number:05}": found[name] for number, name in enumerate(names)})
 
     def only_here(self) -> str:
         """Why this model cannot predict for other processes: Keras itself has to, say; empty when it can."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -70,6 +70,13 @@ class OtherBackendRunner(KerasRunner):
     def compiled(self) -> Compiled:
         """The model's own call."""
         return self._call_of(self._inputs.pack)
+
+    def trace_layers(self, names: Sequence[str]) -> Compiled:
+        """As `Runner.trace_layers`; nothing is traced."""
+        part = OtherBackendRunner(self.name, self.part_of(names))
+        part._one_at_a_time = self._one_at_a_time
+        call = part.compiled()
+        return OwnCall(lambda *values: list(call.function(*values).values()), [None] * len(names), _no_graph)
 
     def _call_of(self, pack: Callable[[list[Any]], Any]) -> Compiled:
         def call(*values: Any) -> Any:
