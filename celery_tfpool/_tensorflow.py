@@ -221,6 +221,18 @@ def model_of_keras_2(config: dict[str, Any], objects: dict[str, Any]) -> Any:
     return model_from_config(config, objects)
 
 
+def outputs_of_first_call(layer: Any) -> list[Any]:
+    """The symbolic outputs of a model that is a layer of another, where that calls it; none where nobody does.
+
+    Public way missing: ``output`` of such a layer is of its own inputs, as nothing of the other one is.
+    """
+    nodes = getattr(layer, "_inbound_nodes", None) or []
+    if not nodes:
+        return []
+    outputs = getattr(nodes[0], "output_tensors", None) or nodes[0].outputs
+    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+
 def saved_model_description(data: bytes) -> Any:
     """The message in a ``saved_model.pb``.
 

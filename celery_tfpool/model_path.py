@@ -78,7 +78,7 @@ OF_ONE_MODEL: dict[str, tuple[Check, str]] = {
 
 
 #: A name and its path in a text, ``faces=models/faces.keras``; in an address a "/" or ":" comes before any "=".
-_NAMED = re.compile(r"([\w.-]+)=(.+)")
+_NAMED = re.compile(r"([\w.-]+(?:/\*)?)=(.+)")
 
 
 def model_names(value: Any) -> tuple[str, ...]:
@@ -118,7 +118,7 @@ def _model_path(name: Any, source: Any) -> ModelPath:
             "must be a path, 'module:function', or a dict of name -> one of these or a dict with a path of its own"
         )
     model = ModelPath(name, os.fspath(source), **more)
-    return _pattern(model) if model.is_pattern or NAME in model.path else model
+    return _pattern(model) if model.is_pattern or NAME in f"{model.path}{model.weights}" else model
 
 
 def _checked(name: str, key: str, value: Any) -> Any:
@@ -134,7 +134,7 @@ def _checked(name: str, key: str, value: Any) -> Any:
 
 def _pattern(model: ModelPath) -> ModelPath:
     """A pattern, whose models each child loads itself: predictors are told of all of theirs when they start."""
-    if model.name.count(STAR) != 1 or NAME not in model.path:
+    if model.name.count(STAR) != 1 or NAME not in f"{model.path}{model.weights}":
         raise ValueError(
             f"of model {model.name!r}: a pattern has one * in its name and {NAME} in its path, "
             f'{{"customers/*": "models/{NAME}.keras"}}; it'

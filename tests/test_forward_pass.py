@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 import zoo
 
-from celery_tfpool import InvalidInputError
+from celery_tfpool import InvalidInputError, PredictionError
 from celery_tfpool.model_path import ModelPath
 from celery_tfpool.models.handle import Handle
 from celery_tfpool.models.of_process import Models
@@ -163,7 +163,8 @@ def test_outputs_of_layers(both: tuple[Any, Handle, Any]) -> None:
     assert set(names) == {layer.name for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)}
     served = ServedModel(runner, 32)
     served.warm_up()
-    for wanted in [*names, names[::-1], names[:1], 2 * names[:1]] if names else []:  # one of the models has none
+    assert names or isinstance(model.input, dict)  # that one is made of operations alone
+    for wanted in [*names, names[::-1], names[:1], 2 * names[:1]] if names else []:
         expected = expected_of(model, wanted, x)
         same(expected, handle.predict(x, outputs=wanted), np.ndarray)
         values = runner._inputs.values(x)
@@ -222,3 +223,92 @@ def test_outputs_of_other_models(tmp_path: Path) -> None:
         handle.predict(X, outputs="dense")
     with pytest.raises(InvalidInputError, match="no layer 'dense'; it has none that is known by its name"):
         FreeRunner("m", subclassed).predict(X, None, "dense")
+
+
+class Counting(keras.layers.Layer):
+    """Gives another number with each call."""
+
+    def build(self, shape: Any) -> None:
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x: Any) -> Any:
+        self.count.assign_add(1.0)
+        return x * self.count
+
+
+class Noisy(keras.layers.Layer):
+    def call(self, x: Any) -> Any:
+        return x + 0.001 * keras.random.normal(keras.ops.shape(x))
+
+
+def packed(model: Any, folder: Path) -> PackRunner:
+    folder.mkdir()
+    write_compared(KerasRunner("m", model), str(folder))
+    return PackRunner("m", str(folder))
+
+
+@pytest.mark.parametrize("is_sequential", [False, True])
+def test_outputs_of_a_nested_model(tmp_path: Path, is_sequential: bool) -> None:
+    """As in transfer learning: the output of the model inside, of this one's inputs, and of the layers after it."""
+    layers = [keras.layers.Input((3,)), keras.layers.Dense(4, name="inside"), keras.layers.ReLU()]
+    base: Any = keras.Sequential(layers, name="base")
+    if not is_sequential:
+        base = keras.Model(base.inputs[0], base.outputs[0], name="base")
+    x = keras.Input((3,))
+    model = keras.Model(x, keras.layers.Dense(2, name="head")(keras.layers.Dense(3, name="before")(base(x))))
+    model.save(tmp_path / "m.keras")
+    model = keras.models.load_model(tmp_path / "m.keras")
+    runner = packed(model, tmp_path / "pack")
+    assert ["base", "before", "head"] == list(runner.layers)
+    features = model.get_layer("base").predict(X, verbose=0)
+    np.testing.assert_allclose(features, runner.predict(X, None, "base"), rtol=1e-6)
+    np.testing.assert_allclose(model.get_layer("before")(features), runner.predict(X, None, "before"), rtol=1e-6)
+    np.testing.assert_allclose(model.predict(X, verbose=0), runner.predict(X, None, "head"), rtol=1e-6)
+
+
+@pytest.mark.parametrize("odd", [Counting, Noisy])
+def test_layers_that_a_pack_cannot_give(tmp_path: Path, odd: Any) -> None:
+    """Those with a state, of which a part of the graph would make a part of the changes, and random ones."""
+    inputs = keras.Input((3,))
+    hidden = odd(name="odd")(keras.layers.Dense(2)(inputs))
+    model = keras.Model(inputs, keras.ops.cast(hidden > 1e9, "float32"))  # which is the same each time
+    runner = packed(model, tmp_path / "pack")
+    assert [] == list(runner.layers)
+    assert (2, 2) == runner.predict(X, None).shape
+
+
+def test_own_predict_with_outputs() -> None:
+    """Is the user's, whatever it takes."""
+
+    class Own(keras.Sequential):
+        def predict(self, x: Any, outputs: str = "", **options: Any) -> Any:
+            return outputs
+
+    model = Own([keras.layers.Input((3,)), keras.layers.Dense(2)])
+    assert "probs" == KerasRunner("m", model).delegate(X, outputs="probs")
+
+
+def test_outputs_of_a_model_that_runs_eagerly() -> None:
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2, name="d")])
+    model.compile(run_eagerly=True)
+    np.testing.assert_allclose(model(X), KerasRunner("m", model).delegate(X, outputs="d"), rtol=1e-6)
+
+
+def test_ever_other_layers(tmp_path: Path) -> None:
+    """Whoever asks for them takes no memory for ever."""
+    names = [f"d{number}" for number in range(8)]
+    layers = [keras.layers.Dense(2, name=name) for name in names]
+    runner = packed(keras.Sequential([keras.layers.Input((3,)), *layers]), tmp_path / "pack")
+    for count in range(1, 200):
+        assert count == len(runner.predict(X, None, ["d0"] * count))
+    for name in names:
+        for other in names:
+            runner.predict(X, None, [name, other])
+    assert 16 == len(runner._inner._kept)
+
+
+def test_layers_that_are_gone(tmp_path: Path) -> None:
+    runner = packed(keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2, name="d")]), tmp_path / "pack")
+    (tmp_path / "pack" / "layers.pb").unlink()
+    with pytest.raises(PredictionError, match=r"model 'm'.*layers.pb of its pack in .* was removed or damaged"):
+        runner.predict(X, None, "d")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,52 @@ def test_one_value_for_all_rows(tmp_path: Path, cache: PackCache) -> None:
         assert np.array_equal(X > 2, answers["above"])
 
 
+def test_only_values_for_all_rows(tmp_path: Path) -> None:
+    """Are not 0 rows."""
+    module, path = tf.Module(), str(tmp_path / "saved")
+    ones = tf.function(lambda n: {"y": tf.ones([n, 2])}, input_signature=[tf.TensorSpec([], tf.int32, name="n")])
+    tf.saved_model.save(module, path, {"serving_default": ones})
+    runner = LazyModel("m", path, safe_mode=True).load()
+    assert (3, 2) == runner.predict({"n": 3}, None).shape
+    assert (0, 2) == runner.predict({"n": 0}, None).shape
+
+
+# -- custom objects ------------------------------------------------------------------------------
+
+
+def times_of(factor: float) -> Any:
+    def scaled(x: Any) -> Any:
+        return x * factor
+
+    return scaled
+
+
+def test_objects_without_a_name(tmp_path: Path, cache: PackCache) -> None:
+    """May be others without that being seen: nothing of theirs is shared, and predictors cannot have them."""
+    path = str(tmp_path / "m.keras")
+    keras.Sequential([layers.Input((2,)), layers.Activation(times_of(1.0))]).save(path)
+    for factor in (2.0, 10.0):
+        options = LoadOptions(custom_objects=(("scaled", times_of(factor)),))
+        with pytest.raises(build.CannotPack, match="its custom object 'scaled' is not to be found by a name"):
+            build.find_or_make("m", path, cache, safe_mode=True, options=options)
+        lazy = LazyModel("m", path, safe_mode=True, options=options, cache=cache, is_of_pattern=True)
+        assert np.array_equal(factor * X, lazy.load().predict(X, None))
+    model = model_paths({"m": {"path": path, "custom_objects": {"scaled": times_of(1.0)}}})
+    startup.check_models(Settings(model_path=model))
+    with pytest.raises(SettingsError, match=r"model 'm' at .*: predictors cannot import its custom object 'scaled'"):
+        startup.check_models(Settings(model_path=model, predictors=1))
+
+
+@pytest.mark.parametrize("predictors", [0, 1])
+def test_objects_without_a_name_in_a_worker(start_worker: StartWorker, tmp_path: Path, predictors: int) -> None:
+    """Loaded at the top of a module: each its own."""
+    path = str(tmp_path / "m.keras")
+    keras.Sequential([layers.Input((2,)), layers.Activation(times_of(1.0))]).save(path)
+    conf = {"tf_predictors": predictors}
+    worker = start_worker("-c", "1", app="closures", conf=conf, env={**python_path(APPS), "MODEL": path})
+    assert [[[2.0, 4.0]], [[10.0, 20.0]], [[3.0, 6.0]]] == worker.call("predict", [1.0, 2.0])
+
+
 # -- what a function makes --------------------------------------------------------------------
 
 
@@ -305,6 +352,64 @@ def test_whole_model_stays(tmp_path: Path, cache: PackCache) -> None:
     changed.set_weights([2 * weight for weight in changed.get_weights()])
     models.get("customers/c2").predict(X)
     assert np.array_equal(2 * X.sum(1, keepdims=True), changed.predict(X))
+
+
+def test_whole_model_of_a_replaced_file(tmp_path: Path, cache: PackCache) -> None:
+    """Is that of the file that is there; a failure does not keep it loaded."""
+    models = Models(of_customers(tmp_path / "models", 3), safe_mode=True, cache=cache, max_loaded=1)
+    handle, file = models.get("customers/c1"), tmp_path / "models" / "c1.keras"
+    handle.predict(X)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    with pytest.raises(ModelLoadError):
+        handle.get_weights()
+    times(5).save(file)
+    assert 5 == handle.get_weights()[0][0, 0]
+    assert np.array_equal(5 * X.sum(1, keepdims=True), handle.predict(X))
+
+
+def test_saved_model_of_a_pattern_stays_shared(tmp_path: Path, cache: PackCache) -> None:
+    """Whatever it is asked for."""
+    times(3).export(tmp_path / "c1", verbose=False)
+    models = Models(model_paths({"c/*": str(tmp_path / "{name}")}), safe_mode=True, cache=cache, max_loaded=1)
+    handle = models.get("c/c1")
+    handle.predict(X)
+    assert not hasattr(handle, "summary")
+    assert models.status()["c/c1"]["packed"]
+    assert models.find("c/c1").let_go()
+
+
+def test_most_loaded_models_of_threads(tmp_path: Path, cache: PackCache) -> None:
+    models = Models(of_customers(tmp_path / "models", 4), safe_mode=True, cache=cache, max_loaded=1)
+
+    def use(number: int) -> bool:
+        answers = models.get(f"customers/c{number % 4}").predict(X)
+        return np.array_equal(number % 4 * X.sum(1, keepdims=True), answers)
+
+    with ThreadPoolExecutor(6) as threads:
+        assert all(threads.map(use, range(60)))
+    assert 1 == len(models.status())
+
+
+def test_a_descriptor_for_a_model(tmp_path: Path, cache: PackCache) -> None:
+    """However many weights it has."""
+    deep = [layers.Dense(2) for _ in range(40)]
+    keras.Sequential([layers.Input((2,)), *deep]).save(tmp_path / "deep.keras")
+    models = Models(model_paths({"c/*": str(tmp_path / "{name}.keras")}), safe_mode=True, cache=cache)
+    before = len(os.listdir("/proc/self/fd"))
+    models.get("c/deep").predict(X)
+    assert len(os.listdir("/proc/self/fd")) - before <= 3  # and TensorFlow's own at the first call
+
+
+def test_weights_of_customers(tmp_path: Path, cache: PackCache) -> None:
+    """One architecture for all."""
+    (tmp_path / "m.json").write_text(times(1).to_json())
+    for number in (2, 3):
+        times(number).save_weights(tmp_path / f"c{number}.weights.h5")
+    conf = {"c/*": {"path": str(tmp_path / "m.json"), "weights": str(tmp_path / "{name}.weights.h5")}}
+    models = Models(model_paths(conf), safe_mode=True, cache=cache)
+    for number in (2, 3):
+        assert np.array_equal(number * X.sum(1, keepdims=True), models.get(f"c/c{number}").predict(X))
 
 
 def test_memory_of_models_that_come_and_go(tmp_path: Path, cache: PackCache) -> None:

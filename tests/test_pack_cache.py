@@ -81,7 +81,8 @@ def fake(size: int = 100) -> Callable[[str], None]:
 
     def make(folder: str) -> None:
         Path(folder, "graph.pb").write_bytes(os.urandom(size))
-        files = {"graph.pb": manifest.facts_of(os.path.join(folder, "graph.pb"))}
+        Path(folder, "weights.bin").touch()
+        files = {name: manifest.facts_of(os.path.join(folder, name)) for name in ("graph.pb", "weights.bin")}
         facts = manifest.Manifest("f", Named([], []), [], [], {}, files)
         Path(folder, "pack.json").write_text(json.dumps(facts.to_json()))
 
@@ -325,7 +326,7 @@ def test_two_at_once_make_one(model: str, cache: PackCache) -> None:
 
 def test_damaged_is_made_anew(model: str, cache: PackCache) -> None:
     folder, _ = finish(start(model, cache))
-    weights = Path(folder, "weights", "0.npy")
+    weights = Path(folder, "weights.bin")
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
 
     assert (folder, 1) == finish(start(model, cache))

@@ -9,6 +9,7 @@ numbers.  Knows TensorFlow's graphs and operations; nothing of models, packs, re
     row_moves       how operations that move, cut and join tensors do
     row_containers  how lists of tensors, and images cut into blocks, do
     shape_numbers   the numbers that shapes are made of
+    state           does an operation change something?
     graph_nodes     what the nodes of a GraphDef say
     folding         batch normalisation folded into depthwise convolutions
 """

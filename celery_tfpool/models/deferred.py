@@ -29,6 +29,7 @@ from .. import _tensorflow
 from ..runners import legacy, location
 from ..runners.culprit import blame
 from ..runners.location import Kind
+from ..runners.options import is_importable
 from .stand_in import Deferred, Later, LaterModel, StandIn
 
 #: The process in which loading is deferred; what it has deferred so far; says whether it must not be.
@@ -110,7 +111,8 @@ def _keras_model(original: Callable[..., Any], filepath: Any, *args: Any, **kwar
     options = {**dict(zip(["custom_objects", "compile", "safe_mode"], args, strict=False)), **kwargs}
     options = {name: value for name, value in options.items() if name != "compile" and value not in (None, {})}
     objects = options.pop("custom_objects", {})
-    if options not in ({}, {"safe_mode": True}) or not isinstance(objects, dict):
+    are_known = isinstance(objects, dict) and all(map(is_importable, objects.values()))
+    if options not in ({}, {"safe_mode": True}) or not are_known:
         call = functools.partial(original, path, *args, **kwargs)
         return LaterModel(call, f"model from {path!r} with {', '.join(sorted(kwargs))}", "keras")
     if (kind := location.check(path, safe_mode=True)) not in (Kind.KERAS, Kind.H5):

@@ -20,6 +20,7 @@ from typing import Any
 from ..errors import ModelLoadError, TFPoolError
 from ..runners import location, runtimes, tf_state
 from ..runners.convert import short
+from ..runners.location import Kind
 from ..runners.protocol import Predicts, Runner
 from . import words
 from .source import Source
@@ -28,6 +29,10 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 #: Entered around each load with the model's name and path.
 AroundLoad = Callable[[str, str], AbstractContextManager[None]]
+
+
+#: Forms of models that have a pack, or are one, and no Keras model.
+_WITHOUT = {Kind.SAVED_MODEL: "SavedModel", Kind.PACK: "pack"}
 
 
 def load_plainly(name: str, path: str) -> AbstractContextManager[None]:
@@ -42,8 +47,8 @@ class LazyModel(Source):
     #: Predictors that have it; then nothing is loaded here until something is asked that only Keras has.
     remote: Predicts | None = None
     around_load: AroundLoad = load_plainly
-    #: Called with this one before it is loaded.
-    before_load: Callable[[LazyModel], None] = lambda model: None
+    #: Called with this one before it is loaded, and when it has been.
+    make_room: Callable[[LazyModel], None] = lambda model: None
     #: Called with the Keras model itself, once, when somebody asks for it.
     when_whole: Callable[[Any], None] = lambda model: None
     #: Seconds; None until it is loaded.
@@ -133,14 +138,22 @@ class LazyModel(Source):
 
     def _take(self, load_it: Callable[[], Runner]) -> Runner:
         if self._runner is None:
-            self.before_load(self)
+            self.make_room(self)
             self.used = time.monotonic()
         started = time.monotonic()
         with self.around_load(self.name, self.path), tf_state.eagerly():
             runner = load_it()
             self.load_time = round(time.monotonic() - started, 3)
             self._runner = runner
+        self.make_room(self)  # others may have been loaded meanwhile
         return runner
+
+    def _form_without(self) -> str:
+        """What it is, if it is known, without loading it, that there is no Keras model; else empty."""
+        with contextlib.suppress(location.BadSource):
+            if self.pack is not None or self.remote is not None or self.packed:
+                return _WITHOUT.get(location.kind_of(self.path), "")
+        return ""
 
     def _whole(self, attribute: str) -> Runner:
         """`original`, with the loss, metrics and optimizer that it was saved with: what Keras itself loads.
@@ -152,8 +165,9 @@ class LazyModel(Source):
             if not self._is_whole:
                 was_elsewhere = self.packed or self.pack is not None or self.remote is not None
                 self._load_whole()
+                whole = self.original().keras_model
                 self._is_whole = True
-                self.when_whole(self.original().keras_model)
+                self.when_whole(whole)
                 if was_elsewhere and (model := self.original().keras_model) is not None:
                     cost = words.of_cost(model, self.load_time or 0.0, is_asked=self.remote is not None)
                     logger.warning("model %r: %r needs the Keras model itself, %s", self.name, attribute, cost)
@@ -178,10 +192,15 @@ class LazyModel(Source):
             )
 
     def keras_model(self, attribute: str) -> Any:
-        """The real Keras model, for what only it has."""
-        model = self._whole(attribute).keras_model
+        """The real Keras model, for what only it has.
+
+        Raises:
+            AttributeError: it has none.
+        """
+        form = self._form_without()
+        model = None if form else self._whole(attribute).keras_model
         if model is None:
-            form = "pack" if self.packed else "SavedModel"
+            form = form or ("pack" if self.packed else "SavedModel")
             raise AttributeError(
                 f"model {self.name!r} is a {form}, which has predict() only, no {attribute!r}. "
                 "Save it with model.save('….keras') to have the whole Keras model"

@@ -27,6 +27,7 @@ class Models:
         contents: name → what its files must hold.
         remote: name → the predictors that have it.
         cache: where packs of models that a pattern stands for are found, and made; None: they have none.
+        code: what code these depend on, as `fingerprint.code_facts` has it; None: what this process has imported.
         max_loaded: how many are loaded at a time; 0: all that are used.
     """
 
@@ -39,12 +40,13 @@ class Models:
         contents: Mapping[str, Content] = MappingProxyType({}),
         remote: Mapping[str, Predicts] = MappingProxyType({}),
         cache: PackCache | None = None,
+        code: tuple[list[str], list[str]] | None = None,
         max_loaded: int = 0,
         around_load: AroundLoad = load_plainly,
         interrupts: tuple[type[BaseException], ...] = (),
     ) -> None:
         self._patterns = [model for model in model_path if model.is_pattern]
-        self._safe_mode, self._cache, self._max_loaded = safe_mode, cache, max_loaded
+        self._safe_mode, self._cache, self._code, self._max_loaded = safe_mode, cache, code, max_loaded
         self._around_load, self._interrupts = around_load, interrupts
         self._lock = threading.Lock()
         self._lazy = {
@@ -69,7 +71,7 @@ class Models:
             options=LoadOptions.of(model),
             around_load=self._around_load,
             interrupts=self._interrupts,
-            before_load=self._make_room,
+            make_room=self._make_room,
             **more,
         )
 
@@ -99,7 +101,7 @@ class Models:
                 why = f", where {wanted!r} means {model.path!r}: {exc}"
                 continue
             with self._lock:
-                return self._lazy.setdefault(wanted, self._lazy_model(model, cache=self._cache, is_of_pattern=True))
+                return self._lazy.setdefault(wanted, self._lazy_model(model, **self._of_pattern))
         known = [*self._lazy, *(pattern.name for pattern in self._patterns)]
         raise UnknownModelError(name, (", ".join(known) or "nothing (it is not set)") + why)
 
@@ -115,12 +117,16 @@ class Models:
         for lazy in list(self._lazy.values()):
             lazy.who_predicts()
 
+    @property
+    def _of_pattern(self) -> dict[str, Any]:
+        return {"cache": self._cache, "code": self._code, "is_of_pattern": True}
+
     def _make_room(self, newest: LazyModel) -> None:
         """Let go what was used longest ago, so that ``newest`` may be loaded."""
         if not self._max_loaded:
             return
         loaded = sorted((lazy for lazy in list(self._lazy.values()) if lazy.loaded), key=lambda lazy: lazy.used)
-        too_many = len(loaded) + 1 - self._max_loaded
+        too_many = len(loaded) + (not newest.loaded) - self._max_loaded
         for lazy in loaded:
             if too_many > 0 and lazy is not newest and lazy.let_go():
                 too_many -= 1

@@ -41,7 +41,9 @@ class Source:
     content: Content | None = None
     #: Where its pack is found, or made, by the process that loads it; None: ``pack`` says all.
     cache: PackCache | None = None
-    #: Whether a pattern stands for it.
+    #: The code that custom classes may come from, as `fingerprint.code_facts` has it; None: of this process.
+    code: tuple[list[str], list[str]] | None = None
+    #: Whether a pattern stands for it: then whoever loads it takes what is there.
     is_of_pattern: bool = False
     #: What may interrupt a load without being the load's failure (a time limit).
     interrupts: tuple[type[BaseException], ...] = ()
@@ -77,12 +79,25 @@ class Source:
 
     def _find_pack(self, cache: PackCache) -> Runner:
         """From its pack in ``cache``, which is made here if nobody has."""
+        passed_on: tuple[type[BaseException], ...] = (TFPoolError, *self.interrupts)
         try:
-            with self._failing():
-                found = find_or_make(self.name, self.path, cache, safe_mode=self.safe_mode, options=self.options)
-                self._held = hold(found.folder)
+            found = find_or_make(
+                self.name,
+                self.path,
+                cache,
+                safe_mode=self.safe_mode,
+                options=self.options,
+                code=self.code,
+                interrupts=self.interrupts,
+            )
+            self._held = hold(found.folder)
+        except passed_on:
+            raise
         except (CannotPack, CacheUnusable) as exc:
             logger.info("model %r from %r is not shared: %s", self.name, self.path, exc)
+            return self.load_plainly()
+        except Exception as exc:  # what is wrong with the model itself is said by who loads it
+            logger.warning("model %r from %r is not shared: %s", self.name, self.path, words.of_failure(exc))
             return self.load_plainly()
         if self._held is None:  # removed as soon as it was made
             return self.load_plainly()
@@ -101,7 +116,7 @@ class Source:
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
         """Make a `ModelLoadError` of whatever comes out of the user's file or function."""
-        passed_on: tuple[type[BaseException], ...] = (TFPoolError, CannotPack, CacheUnusable, *self.interrupts)
+        passed_on: tuple[type[BaseException], ...] = (TFPoolError, *self.interrupts)
         try:
             yield
         except passed_on:
@@ -131,7 +146,7 @@ class Source:
             BadSource: its files have changed.
         """
         files = self.options.files(self.path)
-        if self.content is None or not all(map(os.path.exists, files)):
+        if self.content is None or self.is_of_pattern or not all(map(os.path.exists, files)):
             return
         if (present := fingerprint.has_changed(files, self.content)) is not None:
             raise BadSource(

@@ -97,14 +97,23 @@ def _of_predictors(predictors: Sequence[Figures]) -> Iterator[Metric]:
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
+    def server_bind(self) -> None:
+        """Take the port, without asking a name server what this machine is called."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = "", int(self.server_address[1])
+        self.setup_environ()
+
 
 class _Handler(WSGIRequestHandler):
+    #: Seconds for a client that says nothing.
+    timeout = 10
+
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing of each scrape."""
 
 
 class MetricsServer:
-    """Serves metrics at ``port`` of all addresses, which is taken at once, from `start` to `stop`.
+    """Serves metrics at ``port`` of all IPv4 addresses, which is taken at once, from `start` to `stop`.
 
     Raises:
         OSError: the port is taken.

@@ -5,20 +5,25 @@ The weights are mapped copy-on-write and given to TensorFlow as they are.
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import _tensorflow
+from ..errors import PredictionError
 from ..runners import location
+from ..runners.convert import short
+from ..runners.dtypes import numpy_dtype
 from ..runners.location import Kind
 from ..runners.options import NOTHING, LoadOptions
 from ..runners.protocol import Compiled, Runner
 from ..runners.stored import load_stored
 from .layers import LAYERS, call_of
-from .manifest import GRAPH, DamagedPack, Manifest, Weight, check_versions, read_manifest
+from .manifest import GRAPH, WEIGHTS, DamagedPack, Manifest, Weight, check_versions, read_manifest
 
 
 class PackRunner(Runner):
@@ -39,7 +44,12 @@ class PackRunner(Runner):
         layers, folder = self.manifest.layers, self.pack_folder
         assert layers is not None
         assert folder is not None
-        call, specs = call_of(layers, _read_graph(folder, LAYERS), names, self._captured)
+        try:
+            graph_def = _read_graph(folder, LAYERS)
+        except Exception as exc:  # TensorFlow has an error of its own for what is damaged
+            lost = f"{LAYERS} of its pack in {folder} was removed or damaged while it was in use ({short(exc)})"
+            raise PredictionError(self.name, f"{lost}; restart the worker") from exc
+        call, specs = call_of(layers, graph_def, names, self._captured)
         return Compiled(call, specs, lambda: _read_graph(folder, LAYERS))
 
     def variables(self) -> list[Any]:
@@ -76,7 +86,7 @@ def attach(folder: str) -> tuple[Manifest, Compiled, list[Any]]:
             raise DamagedPack(f"{name} has {size} bytes instead of {facts['bytes']}")
     graph_def = _read_graph(folder)
     _tensorflow.add_functions(graph_def)
-    captured = [_given_to_tensorflow(folder, weight) for weight in manifest.weights]
+    captured = [_given_to_tensorflow(array, weight) for array, weight in _mapped(folder, manifest.weights)]
     specs = tf.nest.map_structure(lambda output: tf.TensorSpec(output.shape, output.dtype), manifest.outputs)
     function_call = _tensorflow.function_call(manifest.function, len(tf.nest.flatten(specs)))
 
@@ -105,7 +115,7 @@ def concrete(folder: str) -> tuple[Any, Any, list[Any]]:
     call.attr["Tin"].list.type.extend(argument.type for argument in arguments)
     call.attr["Tout"].list.type.extend(result.type for result in main.signature.output_arg)
     call.attr["f"].func.name = manifest.function
-    outside = [_copied(folder, weight) for weight in manifest.weights]
+    outside = [_copied(array, weight) for array, weight in _mapped(folder, manifest.weights)]
 
     def step(*values: Any) -> Any:
         graph: Any = tf.compat.v1.get_default_graph()
@@ -126,11 +136,28 @@ def concrete(folder: str) -> tuple[Any, Any, list[Any]]:
     return tf.function(step, input_signature=signature, autograph=False).get_concrete_function(), specs, outside
 
 
-def _copied(folder: str, weight: Weight) -> Any:
+def _mapped(folder: str, weights: Sequence[Weight]) -> Iterator[tuple[Any, Weight]]:
+    """Each weight with its array, all of them on one copy-on-write map of the file; a descriptor for all."""
+    with open(os.path.join(folder, WEIGHTS), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        pages = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) if size else bytearray()
+    for weight in weights:
+        dtype = _stored_as(weight.dtype)
+        count = math.prod(weight.shape)
+        array = np.frombuffer(pages, dtype, count, weight.offset) if count else np.empty(0, dtype)
+        yield array.reshape(weight.shape), weight
+
+
+def _stored_as(name: str) -> np.dtype[Any]:
+    """How numbers of a dtype stand in the file: those that NumPy lacks as whole numbers of the same width."""
+    dtype = numpy_dtype(name)
+    return dtype if dtype.kind in "biufc" else np.dtype(f"u{dtype.itemsize}")
+
+
+def _copied(array: Any, weight: Weight) -> Any:
     import tensorflow as tf
 
-    stored = np.load(os.path.join(folder, weight.file), mmap_mode="r", allow_pickle=False)
-    tensor = tf.constant(np.asarray(stored))
+    tensor = tf.constant(array)
     if tensor.dtype != weight.dtype:
         tensor = tf.bitcast(tensor, weight.dtype)
     return tf.Variable(tensor) if weight.variable else tensor
@@ -145,11 +172,10 @@ def _read_graph(folder: str, name: str = GRAPH) -> Any:
     return graph_def
 
 
-def _given_to_tensorflow(folder: str, weight: Weight) -> Any:
+def _given_to_tensorflow(array: Any, weight: Weight) -> Any:
     """The weight as a tensor on the mapped pages; a variable as the handle of one that holds that tensor."""
     import tensorflow as tf
 
-    array = np.load(os.path.join(folder, weight.file), mmap_mode="c", allow_pickle=False)
     if array.ndim and array.size and array.dtype.kind != "b":
         tensor = tf.experimental.dlpack.from_dlpack(np.asarray(array).__dlpack__())
     else:  # what DLPack does not know is small

@@ -12,6 +12,7 @@ import functools
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable
@@ -102,9 +103,9 @@ def pack_in_process(
         else:  # a fork of the main thread
             with processes.allowed_to_start():
                 process.start()
-    except (OSError, EOFError) as exc:
+    except (OSError, EOFError, pickle.PicklingError, AttributeError, TypeError) as exc:
         receiver.close()
-        return Packing(name, reason=f"no process to pack it was started: {exc}", is_problem=True)
+        return Packing(name, reason=f"no process to pack it was started: {short(exc)}", is_problem=True)
     finally:
         sender.close()
     try:
@@ -181,12 +182,14 @@ def find_or_make(
     safe_mode: bool,
     options: LoadOptions = NOTHING,
     code: tuple[list[str], list[str]] | None = None,
+    interrupts: tuple[type[BaseException], ...] = (),
 ) -> Found:
     """The model's pack, from the cache or made anew; initialises TensorFlow when it makes one.
 
     Args:
         code: what `fingerprint.code_facts` says of the code that custom
             classes may come from; of this process's, unless given.
+        interrupts: what ends the making and is no failure of the model (a time limit).
 
     Raises:
         CannotPack: this model has none.
@@ -221,7 +224,8 @@ def find_or_make(
         remarks: list[str] = []
 
         def make(folder: str, content: Content = content, remarks: list[str] = remarks) -> None:
-            remarks.append(write_compared(load_stored(name, path, safe_mode=safe_mode, options=options), folder))
+            loaded = load_stored(name, path, safe_mode=safe_mode, options=options)
+            remarks.append(write_compared(loaded, folder, interrupts))
             if content.stamps and fingerprint.was_touched(options.files(path), content):  # it may be other bytes
                 raise _Touched
 

@@ -149,12 +149,16 @@ def code_facts(modules: Iterable[ModuleType | None]) -> tuple[list[str], list[st
     Installed is a name, a version, and the RECORD of the files' hashes: a
     package that is built again may keep its version.
     """
-    distributions = sorted(
+    files = {getattr(module, "__file__", None) or "" for module in modules}
+    return _distributions(), sorted(file for file in files if os.path.isfile(file) and is_own_code(file))
+
+
+@functools.cache  # a quarter of a second
+def _distributions() -> list[str]:
+    return sorted(
         f"{d.metadata['Name']} {d.version} {hashlib.sha256((d.read_text('RECORD') or '').encode()).hexdigest()}"
         for d in metadata.distributions()
     )
-    files = {getattr(module, "__file__", None) or "" for module in modules}
-    return distributions, sorted(file for file in files if os.path.isfile(file) and is_own_code(file))
 
 
 def code_of_this_process() -> tuple[list[str], list[str]]:

@@ -3,7 +3,7 @@
 pack.json       what it is: inputs, outputs, weights, versions, size and SHA-256 of each file
 graph.pb        the inference graph, a GraphDef that holds functions only
 layers.pb       another for the outputs of inner layers, see `layers`, if the model has any
-weights/N.npy   each weight in NumPy's format, whose data begin at a multiple of 64 bytes
+weights.bin     all weights, each at a multiple of 64 bytes: one file, so that a model takes one descriptor
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .layers import LAYERS, Layers
 FORMAT = 3
 MANIFEST = "pack.json"
 GRAPH = "graph.pb"
-WEIGHTS = "weights"
+WEIGHTS = "weights.bin"
 
 
 class DamagedPack(Exception):
@@ -39,7 +39,8 @@ class DamagedPack(Exception):
 class Weight:
     """One captured value of the graph: a variable, or a constant that was made outside of it."""
 
-    file: str
+    #: Where it begins in the file of all weights, in bytes.
+    offset: int
     #: TensorFlow's name; a dtype that NumPy lacks is stored in whole numbers of the same width.
     dtype: str
     shape: list[int]
@@ -145,8 +146,7 @@ def read_manifest(folder: str) -> Manifest:
 
 def _checked(manifest: Manifest, folder: str) -> Manifest:
     """``manifest``, which names no file that is elsewhere, and none that is not verified."""
-    of_layers = [LAYERS] if manifest.layers else []
-    for name in (GRAPH, *of_layers, *(weight.file for weight in manifest.weights)):
+    for name in (GRAPH, WEIGHTS, *([LAYERS] if manifest.layers else [])):
         if name not in manifest.files:
             raise DamagedPack(f"{MANIFEST} has no checksum of {name!r}")
     place = os.path.realpath(folder)

@@ -11,15 +11,19 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import IO, Any
 
 import numpy as np
 
+from ..engines.state import keeps_state
 from ..runners.keras_model import KerasRunner
 from ..runners.protocol import CannotPack, Runner
 from .layers import LAYERS, Layers
-from .manifest import GRAPH, MANIFEST, WEIGHTS, Manifest, Output, Weight, facts_of, versions_here
+from .manifest import GRAPH, MANIFEST, WEIGHTS, Manifest, Output, Weight, facts_of, read_manifest, versions_here
 
+#: Each weight begins at a multiple of so many bytes, as TensorFlow likes it.
+ALIGNMENT = 64
 #: Operations that call back into the Python of the process that made the graph.
 _PYTHON_OPS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 
@@ -37,25 +41,39 @@ def write(runner: Runner, folder: str) -> Manifest:
     concrete = compiled.function
     library, function = _functions(concrete)
     outputs = _outputs(concrete, [port.name for port in runner.outputs])
-    os.mkdir(os.path.join(folder, WEIGHTS))
-    weights = [_write_weight(folder, number, value) for number, value in enumerate(_captured(concrete, runner))]
+    with open(os.path.join(folder, WEIGHTS), "wb") as file:
+        weights = [_write_weight(file, value) for value in _captured(concrete, runner)]
     with open(os.path.join(folder, GRAPH), "wb") as file:
         file.write(library.SerializeToString(deterministic=True))
     layers = _write_layers(folder, runner, concrete)
-    names = [GRAPH, *([LAYERS] if layers else []), *(weight.file for weight in weights)]
+    names = [GRAPH, WEIGHTS, *([LAYERS] if layers else [])]
     files = {name: facts_of(os.path.join(folder, name)) for name in names}
     manifest = Manifest(function, inputs, outputs, weights, versions_here(), files, layers)
     for name in names:
         _to_disk(os.path.join(folder, name))
+    _write_manifest(folder, manifest)
+    return manifest
+
+
+def _write_manifest(folder: str, manifest: Manifest) -> None:
     with open(os.path.join(folder, MANIFEST), "w", encoding="utf-8") as file:
         json.dump(manifest.to_json(), file, indent=1)
     _to_disk(os.path.join(folder, MANIFEST))
-    return manifest
+
+
+def without_layers(folder: str) -> None:
+    """Take the outputs of layers out of a pack that nobody uses yet."""
+    manifest = read_manifest(folder)
+    files = {name: facts for name, facts in manifest.files.items() if name != LAYERS}
+    _write_manifest(folder, replace(manifest, files=files, layers=None))
+    os.unlink(os.path.join(folder, LAYERS))
 
 
 def _write_layers(folder: str, runner: Runner, main: Any) -> Layers | None:
     """The function that gives the outputs of all layers, with the weights of ``main``; None if it cannot be had."""
-    if not isinstance(runner, KerasRunner) or not (names := runner.layers):
+    if not isinstance(runner, KerasRunner) or keeps_state(runner.compiled().operations()):
+        return None  # of a part of the graph a part of the changes would be made
+    if not (names := runner.layers):
         return None
     try:
         concrete: Any = runner.trace_numbered(names).function
@@ -160,13 +178,13 @@ def _captured(concrete: Any, runner: Runner) -> Iterator[tuple[Any, bool]]:
             raise CannotPack("it uses a lookup table or another resource that is no variable")
 
 
-def _write_weight(folder: str, number: int, captured: tuple[Any, bool]) -> Weight:
+def _write_weight(file: IO[bytes], captured: tuple[Any, bool]) -> Weight:
     value, is_variable = captured
-    name = f"{WEIGHTS}/{number}.npy"
     if value.dtype.name == "string" or not value.dtype.is_numpy_compatible:
         raise CannotPack(f"one of its constants is of dtype {value.dtype.name}")
-    array = np.asarray(value.numpy())
+    array = np.ascontiguousarray(value.numpy())
     stored = array if array.dtype.kind in "biufc" else array.view(f"u{array.dtype.itemsize}")
-    with open(os.path.join(folder, name), "wb") as file:
-        np.lib.format.write_array(file, stored, allow_pickle=False)
-    return Weight(name, value.dtype.name, list(array.shape), is_variable)
+    file.write(bytes(-file.tell() % ALIGNMENT))
+    offset = file.tell()
+    file.write(stored.reshape(-1).view(np.uint8).data)
+    return Weight(offset, value.dtype.name, list(np.shape(value.numpy())), is_variable)

@@ -82,6 +82,7 @@ def _models_of_this_process() -> Models:
                 contents=dict(_plan.contents) if _plan else {},
                 remote=_remote_models(_plan.predictors) if _plan and _plan.predictors else {},
                 cache=PackCache.of(settings, os.environ) if _plan and settings.share_weights else None,
+                code=_plan.code if _plan else None,
                 max_loaded=settings.max_loaded_models,
                 around_load=_around_load,
                 interrupts=(SoftTimeLimitExceeded,),

@@ -37,6 +37,8 @@ class Plan:
     packs: tuple[tuple[str, str], ...] = ()
     #: Name of a model → what its files held when the worker started.
     contents: tuple[tuple[str, Content], ...] = ()
+    #: The code that custom classes may come from, where children make packs themselves: see `fingerprint.code_facts`.
+    code: tuple[list[str], list[str]] | None = None
     #: Who predicts for the children, if anybody does.
     predictors: Predictors | None = None
     #: Seconds until a child must be ready, and a model loaded.

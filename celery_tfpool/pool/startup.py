@@ -79,7 +79,8 @@ class Models(StartStopStep):
         if settings.share_weights:
             w.pool.packings = pack_models(w.pool, w.app)
             packs = tuple((done.name, done.folder) for done in w.pool.packings if done.folder)
-            w.pool.plan = replace(w.pool.plan, packs=packs)
+            code = fingerprint.code_of_this_process() if any(m.is_pattern for m in settings.model_path) else None
+            w.pool.plan = replace(w.pool.plan, packs=packs, code=code)
         w.pool.plan = replace(w.pool.plan, contents=contents(settings, w.pool.packings))
         if settings.metrics_port is not None:
             self._metrics = metrics_server(w.pool, settings.metrics_port)
@@ -130,6 +131,10 @@ def check_models(settings: Settings) -> None:
         problems.append(f"  tf_model_path: {why}")
     for model in settings.model_path:
         try:
+            if settings.predictors and model.predictors != 0 and (nameless := LoadOptions.of(model).nameless()):
+                raise location.BadSource(
+                    f"predictors cannot import its custom object {nameless}; give it a name in a module"
+                )
             if model.is_pattern:
                 check_pattern(model)
                 continue

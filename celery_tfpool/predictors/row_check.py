@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..engines.row_mixing import mixes_rows
+from ..engines.state import keeps_state
 from ..runners.compare import are_close, precision_of
 from ..runners.convert import short
 from ..runners.protocol import Compiled
@@ -80,7 +81,7 @@ def of_graph(compiled: Compiled, inputs: Sequence[Port]) -> Reason | None:
     import keras
 
     operations = compiled.operations()
-    if any(map(_writes, operations)):
+    if keeps_state(operations):
         return Reason.STATE
     if any(not port.shape for port in inputs):
         return Reason.ONE_VALUE
@@ -91,25 +92,6 @@ def of_graph(compiled: Compiled, inputs: Sequence[Port]) -> Reason | None:
         if shape.rank is not None and (shape.rank == 0 or shape[0] is not None):
             return Reason.NO_ROWS
     return Reason.PYTHON if operations & _PYTHON else None
-
-
-#: Operations that change a variable, a table, a queue, or the state of random numbers; and how others begin.
-_WRITING = {
-    *("ResourceStridedSliceAssign", "LookupTableRemoveV2", "RngSkip", "RngReadAndSkip", "CountUpTo"),
-    *("ResourceCountUpTo", "ScatterAdd", "ScatterSub", "ScatterMul", "ScatterDiv", "ScatterMin", "ScatterMax"),
-    *("ScatterUpdate", "ScatterNdAdd", "ScatterNdSub", "ScatterNdUpdate", "ScatterNdMax", "ScatterNdMin"),
-    *("StatefulStandardNormal", "StatefulStandardNormalV2", "StatefulUniform", "StatefulUniformFullInt"),
-    *("StatefulUniformInt", "StatefulTruncatedNormal", "StatefulRandomBinomial"),
-}
-_WRITING_BEGIN = (
-    *("Assign", "ResourceScatter", "ResourceApply", "ResourceSparseApply", "LookupTableInsert", "LookupTableImport"),
-    *("QueueEnqueue", "QueueDequeue", "StackPush", "StackPop", "Stage", "Unstage", "MapStage", "OrderedMap"),
-    *("MutableHashTable", "MutableDenseHashTable", "Barrier", "Iterator", "TensorForest", "Apply", "SparseApply"),
-)
-
-
-def _writes(operation: str) -> bool:
-    return operation in _WRITING or operation.startswith(_WRITING_BEGIN)
 
 
 # -- what a trial shows ----------------------------------------------------------

@@ -34,6 +34,7 @@ class KerasRunner(Runner):
         self._overridden = overrides(model, "predict", "make_predict_function")
         self._lock = threading.Lock()
         self._compiled: Compiled | None = None
+        self._found: dict[str, Any] | None = None
 
     def takes(self, x: Any) -> bool:
         """Whether ``x`` is plain data, and `predict` the model's own is Keras's."""
@@ -44,10 +45,10 @@ class KerasRunner(Runner):
         options["verbose"] = 0 if options.get("verbose") == "auto" else options.get("verbose", 0)
         with self.refusal():
             x = arrays(x) if is_plain(x) else x
-            if (outputs := options.pop("outputs", None)) is not None:
-                names, found = layers.names_of(outputs, self.layers), layers.outputs_of(self.keras_model)
-                wanted = layers.chosen(outputs, [found[name] for name in names])
-                return inner(self.keras_model, wanted).predict(x, **options)
+            if "outputs" in options and not overrides(self.keras_model, "predict"):
+                outputs, found = options.pop("outputs"), self._outputs_of_layers()
+                wanted = [found[name] for name in layers.names_of(outputs, list(found))]
+                return inner(self.keras_model, layers.chosen(outputs, wanted)).predict(x, **options)
         return self.keras_model.predict(x, **options)
 
     def variables(self) -> list[Any]:
@@ -58,11 +59,18 @@ class KerasRunner(Runner):
         """Compile anew at the next call: the model has another function."""
         self._compiled = None
         self._inner.clear()
+        self._found = None
+
+    def _outputs_of_layers(self) -> dict[str, Any]:
+        if self._found is None:
+            model = self.keras_model
+            self._found = layers.outputs_of(model, library_of(model), lambda outputs: inner(model, outputs))
+        return self._found
 
     @property
     def layers(self) -> Sequence[str]:  # type: ignore[override]
         """Of which layers it can give the outputs."""
-        return () if self.only_here() else list(layers.outputs_of(self.keras_model))
+        return () if self.only_here() else list(self._outputs_of_layers())
 
     def trace_layers(self, names: Sequence[str]) -> Compiled:
         """As `Runner.trace_layers`."""
@@ -79,7 +87,7 @@ class KerasRunner(Runner):
 
     def part_of(self, names: Sequence[str]) -> Any:
         """The Keras model whose outputs are a dict of what the layers ``names`` give, in their order."""
-        found = layers.outputs_of(self.keras_model)
+        found = self._outputs_of_layers()
         # Keras keeps the keys of a dict, and a list of one is no list any more.
         return inner(self.keras_model, {f"{number:05}": found[name] for number, name in enumerate(names)})
 

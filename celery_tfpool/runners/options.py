@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
 from ..model_path import ModelPath
 from .location import BadSource
+from .protocol import CannotPack
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,23 @@ class LoadOptions:
         return [os.path.expanduser(file) for file in (path, self.weights) if file]
 
     def facts(self) -> list[str]:
-        """What makes a pack another one, beside the files."""
+        """What makes a pack another one, beside the files.
+
+        Raises:
+            CannotPack: a custom object may be another without that being seen.
+        """
+        if nameless := self.nameless():
+            raise CannotPack(
+                f"its custom object {nameless} is not to be found by a name in a module, so that nobody "
+                "can see whether it has changed; give it one"
+            )
         objects = (f"custom object {name}: {_place_of(where)}" for name, where in self.custom_objects)
         return [f"signature {self.signature}", *objects]
+
+    def nameless(self) -> str:
+        """The names of custom objects that another process cannot import: made in a function, lambdas, partials."""
+        found = (name for name, where in self.custom_objects if not (isinstance(where, str) or is_importable(where)))
+        return ", ".join(map(repr, found))
 
     def objects(self) -> dict[str, Any]:
         """The custom objects by name.
@@ -46,6 +62,15 @@ class LoadOptions:
             BadSource: there is none where one is said to be.
         """
         return {name: _imported(where) if isinstance(where, str) else where for name, where in self.custom_objects}
+
+
+def is_importable(thing: Any) -> bool:
+    """Whether another process finds the same under its name in its module."""
+    module = sys.modules.get(getattr(thing, "__module__", None) or "")
+    try:
+        return attrgetter(thing.__qualname__)(module) is thing
+    except AttributeError:
+        return False
 
 
 def _place_of(where: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..errors import InvalidInputError
 from .convert import Misfit, concatenate, is_plain, to_numpy
 from .dtypes import dtype_of
 from .inputs import Inputs, Named
-from .layers import Wanted, chosen, names_of
+from .layers import InnerCalls, Wanted
 from .rows import check_batch_size, count_rows, rows_between
 from .spec import Port, describe
 
@@ -83,8 +83,8 @@ class Compiled:
         import keras
 
         are_rows = all(symbol.shape.rank and symbol.shape[0] is None for symbol in keras.tree.flatten(self.outputs))
-        is_empty = all(value.shape[0] == 0 for value in values if value.shape)
-        return self.of_no_rows(values) if are_rows and is_empty else self(*values)
+        rows = [value.shape[0] for value in values if value.shape]
+        return self.of_no_rows(values) if are_rows and rows and not any(rows) else self(*values)
 
     def of_no_rows(self, values: list[Any]) -> Any:
         """The outputs for 0 rows, which some of TensorFlow's kernels refuse or get wrong: none of them is asked."""
@@ -129,7 +129,7 @@ class Runner(ABC):
         self.outputs: list[Port] = outputs
         #: The folder of the pack whose files its weights are; None if they are memory of this process.
         self.pack_folder: str | None = pack_folder
-        self._inner: dict[tuple[str, ...], Compiled] = {}
+        self._inner = InnerCalls()
 
     @abstractmethod
     def compiled(self) -> Compiled:
@@ -205,13 +205,8 @@ class Runner(ABC):
         Raises:
             Misfit: there is no such layer.
         """
-        names = names_of(outputs, self.layers)
-        if (key := tuple(names)) not in self._inner:
-            self._inner[key] = self.trace_layers(names)
-        inner = self._inner[key]
-        return replace(
-            inner, function=lambda *x: chosen(outputs, inner.function(*x)), outputs=chosen(outputs, inner.outputs)
-        )
+        call: Compiled = self._inner.call(outputs, self.layers, self.trace_layers)
+        return call
 
     def trace_layers(self, names: Sequence[str]) -> Compiled:
         """The call whose outputs are a list of what the layers ``names`` give."""
