@@ -84,7 +84,7 @@ def test_replaced_child(start_worker: StartWorker, models: dict[str, str]) -> No
 
 def test_eager(start_worker: StartWorker, models: dict[str, str]) -> None:
     worker = start_worker("-c", "1", app="global_model", conf={"tf_model_load": "eager"}, env=environment(models))
-    wait_until(lambda: worker.stats()["tfpool"]["children"][0]["models"]["sum"]["loaded"], "a loaded model")
+    wait_until(lambda: worker.stats()["tfpool"]["children"][0]["models"].get("sum", {}).get("loaded"), "a loaded model")
 
 
 @pytest.mark.parametrize("predictors", [0, 1])
