@@ -28,10 +28,10 @@ from .structure import leaves
 class OtherBackendRunner(KerasRunner):
     """Calls of ``predict_on_batch``, one at a time: JAX keeps the state of a call in the model."""
 
-    def __init__(self, name: str, model: Any) -> None:
+    def __init__(self, name: str, model: Any, one_at_a_time: threading.RLock | None = None) -> None:
         super().__init__(name, model)
         self._is_declared = not subclassed.needed_by(model)
-        self._one_at_a_time = threading.RLock()
+        self._one_at_a_time = one_at_a_time or threading.RLock()
 
     def takes(self, x: Any) -> bool:
         """Whether ``x`` is plain data, and `predict` the model's own is Keras's; PyTorch's tensors are for Keras."""
@@ -41,7 +41,7 @@ class OtherBackendRunner(KerasRunner):
     def delegate(self, x: Any, **options: Any) -> Any:
         """Let Keras itself predict."""
         with self._one_at_a_time:
-            if any(map(_is_of_torch, leaves(x))):
+            if any(map(_is_of_torch, leaves(x))) and "outputs" not in options:
                 return self.keras_model.predict(x, **{**options, "verbose": 0})
             return super().delegate(x, **options)
 
@@ -73,9 +73,7 @@ class OtherBackendRunner(KerasRunner):
 
     def trace_layers(self, names: Sequence[str]) -> Compiled:
         """As `Runner.trace_layers`; nothing is traced."""
-        part = OtherBackendRunner(self.name, self.part_of(names))
-        part._one_at_a_time = self._one_at_a_time
-        call = part.compiled()
+        call = OtherBackendRunner(self.name, self.part_of(names), self._one_at_a_time).compiled()
         return OwnCall(lambda *values: list(call.function(*values).values()), [None] * len(names), _no_graph)
 
     def _call_of(self, pack: Callable[[list[Any]], Any]) -> Compiled:
