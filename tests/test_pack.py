@@ -551,8 +551,8 @@ def test_pack_with_other_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     model = keras.Sequential([layers.Input((2,)), layers.Dense(1, kernel_initializer="ones", bias_initializer="ones")])
     original = write._write_weight
 
-    def write_other(folder: str, number: int, captured: Any) -> Any:
-        return original(folder, number, (captured[0] + 1, captured[1]))
+    def write_other(file: Any, captured: Any) -> Any:
+        return original(file, (captured[0] + 1, captured[1]))
 
     monkeypatch.setattr(write, "_write_weight", write_other)
     with pytest.raises(CannotPack, match="its pack gives other numbers than the model itself"):
