@@ -137,6 +137,12 @@ def outputs_of(operation: str) -> list[tuple[str, str, str]]:
     return [(output.name, output.number_attr, output.type_list_attr) for output in outputs]
 
 
+def is_stateful(operation: str) -> bool:
+    """Whether it may use more than its inputs; an unknown one is taken to.  Public way missing: as of `outputs_of`."""
+    definition = importlib.import_module(_OPERATIONS).get(operation)
+    return definition is None or bool(definition.is_stateful)
+
+
 def function_call(name: str, outputs: int) -> Callable[[Sequence[Any]], list[Any]]:
     """Calls the function ``name``, which `add_functions` made known, with a flat list of tensors.
 
@@ -161,14 +167,14 @@ def _eager_context() -> Any:
 # -- other forms of a graph --------------------------------------------------------
 
 
-def with_constants(function: Any) -> Any:
+def with_constants(function: Any, *, lower_control_flow: bool = True) -> Any:
     """A concrete function with constants in place of its variables.
 
-    Public way missing: TensorFlow Lite's converter does this, and more.
+    Public way missing: TensorFlow Lite's converter does this, and more; it takes loops apart into TensorFlow 1's.
     """
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    return convert_variables_to_constants_v2(function)
+    return convert_variables_to_constants_v2(function, lower_control_flow=lower_control_flow)
 
 
 def session_call(graph_def: Any, feeds: Sequence[str], fetches: Sequence[str], threads: int) -> Callable[..., Any]:

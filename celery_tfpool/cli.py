@@ -138,6 +138,7 @@ def check(path: str, unsafe: bool) -> None:
     import numpy as np
 
     from .models.lazy_model import LazyModel
+    from .packs import trial
     from .runners import any_object, installed, location
     from .runners.dtypes import itemsize
 
@@ -163,6 +164,7 @@ def check(path: str, unsafe: bool) -> None:
     except Exception as exc:  # whatever the model's own code raises is what the user wants to see
         raise click.ClickException(f"predict failed on one row of zeros: {type(exc).__name__}: {exc}") from exc
     click.echo(f"predict one row of zeros: ok, {time.monotonic() - started:.2f} s the first time")
+    click.echo("\n".join(trial.table(runner)))
 
 
 @tfpool.command(cls=CeleryCommand)

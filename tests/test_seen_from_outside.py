@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -124,6 +125,19 @@ def test_check(tmp_path: Path, source: str) -> None:
     ):
         assert text in done.stdout
     assert "predict one row of zeros: ok" in done.stdout
+    row = r" +\d+\.\d{3} +\d+\.\d{3}"
+    assert re.search(rf"^tensorflow{row}$", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(rf"^onnxruntime{row} +\de[+-]\d\d +\d+\.\d$", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_check_of_what_engines_do_not_take(tmp_path: Path) -> None:
+    """Says why."""
+    strings = "layers.Input((1,), dtype='string'), layers.StringLookup(vocabulary=['a', 'b'])"
+    done = check(make_model(str(tmp_path / "m.keras"), f"model = keras.Sequential([{strings}])"))
+    assert 0 == done.returncode, done.stderr
+    assert re.search(r"^onnxruntime +not used: its .* is of dtype string$", done.stdout, re.MULTILINE), done.stdout
+    done = check("proj:own_predict")
+    assert "engines are not tried: it has a predict() or make_predict_function() of its own" in done.stdout
 
 
 def test_check_of_any_object() -> None:

@@ -1,7 +1,15 @@
 """The graph of a model: what it does with rows, and how it is computed in less time.
 
 Decides whether each operation of a graph is known to keep rows apart, and rewrites graphs into others of the same
-numbers.  Knows TensorFlow's graphs and operations; nothing of models, packs, requests or Celery.
+numbers, or into the files of another library that computes them: an engine.  Knows TensorFlow's graphs and operations;
+nothing of models, packs, requests or Celery.
+
+    protocol        what an engine is: converts, opens, is called
+    onnxruntime     the engine ONNX Runtime
+    to_onnx         a graph as an ONNX model
+    large_weights   keeps weights out of that conversion
+    compared        how far apart an engine's numbers and TensorFlow's are
+    processor       which processor this is
 
     row_mixing      does a graph look at several rows together?
     row_axis        where the rows are in a tensor

@@ -6,6 +6,7 @@ Decides what a pack is, where it is kept, for how long, and which one belongs to
     write        a loaded model as a pack
     layers       what inner layers give, from the same weights
     compared     written, and compared with the model
+    trial        what other engines would make of a model
     attach       a pack, called in this process
     build        in a process of its own, which then ends
     cache        where packs are kept, whom they must belong to, for how long
