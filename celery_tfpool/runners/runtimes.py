@@ -6,6 +6,7 @@ and still fork safely; nothing here starts one.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -83,15 +84,16 @@ def _leave_driver_alone(torch: ModuleType) -> None:
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 
-#: Their OpenBLAS starts threads when they are imported, and anew in a fork. JAX imports them, and so does scikit-learn,
-#: which Keras imports where it is installed.
-_WITH_OPENBLAS = ("numpy", "scipy.linalg")
+#: Their OpenBLAS starts threads when they are imported, and anew in a fork: JAX imports the first two, and Keras the
+#: last, where it is installed.
+_WITH_OPENBLAS = ("numpy", "scipy.linalg"), ("sklearn.base",)
 
 
 def preimport() -> list[str]:
     """Import Keras and what it runs on, which initialises nothing; names of the native threads that it started."""
-    for module in _WITH_OPENBLAS if installed.backend() == "jax" or installed.is_there("sklearn") else ():
-        importlib.import_module(module)
+    for module in _WITH_OPENBLAS[0 if installed.backend() == "jax" else 1]:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
     before = tf_state.native_threads()
     wrapt.register_post_import_hook(_leave_driver_alone, "torch")
     for module in installed.modules():
