@@ -212,7 +212,7 @@ def test_two_workers_share(start_worker: StartWorker, digits: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("proj:slow_model", "only a file or folder on this machine can be seen to have changed"),
+        ("proj:slow_model", "what a function makes cannot be seen to have changed; give the model a `version`"),
         ("table", "it looks words up in a table"),
     ],
 )
@@ -496,7 +496,7 @@ def test_pack_command_fills_a_folder(tmp_path: Path) -> None:
     done = run("tfpool", "pack", path, "-o", str(folder), cache=tmp_path)
     assert 0 == done.returncode, done.stderr
     assert inode == folder.stat().st_ino
-    assert ["graph.pb", "pack.json", "weights"] == sorted(part.name for part in folder.iterdir())
+    assert ["graph.pb", "layers.pb", "pack.json", "weights.bin"] == sorted(part.name for part in folder.iterdir())
 
 
 def test_pack_command_overwrites_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from celery_tfpool.runners import location
+from celery_tfpool.runners import configuration, location
 from celery_tfpool.runners.location import BadSource, Kind
 
 LAMBDA = {"layers": [{"class_name": "Lambda", "config": {"function": {"class_name": "__lambda__", "config": {}}}}]}
@@ -154,7 +154,7 @@ def test_damaged_configuration(tmp_path: Path, config: bytes, message: str) -> N
 
 
 def test_configuration_that_grows_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(location, "_MOST_CONFIG", 1000)
+    monkeypatch.setattr(configuration, "_MOST_CONFIG", 1000)
     with pytest.raises(BadSource, match="more than 1,000 bytes, which no model needs"):
         location.check(zipped(tmp_path / "a.keras", b" " * 10_000_000), safe_mode=True)
 

@@ -100,7 +100,12 @@ class Client:
         self._idle.clear()
 
     def predict(
-        self, model: str, indices: tuple[int, ...], x: Any, batch_size: int | None, outputs: str | list[str] | None
+        self,
+        model: str,
+        indices: tuple[int, ...],
+        x: Any,
+        batch_size: int | None,
+        outputs: str | list[str] | None = None,
     ) -> Any:
         """The outputs of ``model`` for ``x``, from the least busy of the predictors ``indices``.
 

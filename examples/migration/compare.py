@@ -155,7 +155,7 @@ def set_environment(folder: str) -> None:
     os.environ |= {
         "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "KERAS_HOME": folder,  # Keras writes a keras.json
-        "XDG_CACHE_HOME": folder,  # the worker keeps the model's pack there
+        "XDG_CACHE_HOME": os.path.join(folder, "cache"),  # the worker keeps the model's pack there
         "TMPDIR": folder,  # kombu moves each message there before it reads it
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }

@@ -127,7 +127,7 @@ def start_rabbitmq(machine: Machine) -> None:
 def start_worker(machine: Machine) -> None:
     path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", *WORKER.format(name=machine.name).split()]
-    machine.power_on(command, PYTHONPATH=path, XDG_CACHE_HOME=str(machine.folder), TF_CPP_MIN_LOG_LEVEL="3")
+    machine.power_on(command, PYTHONPATH=path, XDG_CACHE_HOME=str(machine.folder / "cache"), TF_CPP_MIN_LOG_LEVEL="3")
 
 
 def show_answer(name: str, result: Any) -> None:
