@@ -127,9 +127,11 @@ storm: .venv/.dev  ## 10,000 requests whose askers die or give up while they wai
 soak: .venv/.dev servers  ## ten minutes of steady load, and ten with a model that leaks: does any process grow, and would it be seen?
 	$(VENV) benchmarks/bench.py soak $(BENCH_OPTIONS)
 
-transcript: .venv-oldest/.done  ## what hangs without the pool
+transcript: .venv/.dev .venv-oldest/.done servers  ## what hangs without the pool, and answers with it
 	.venv-oldest/bin/python benchmarks/fork_hang.py
 	$(VENV) benchmarks/fork_hang.py
+	.venv-oldest/bin/python benchmarks/as_written.py
+	$(VENV) benchmarks/as_written.py
 
 clean:  ## remove what these targets made
 	rm -rf .venv .venv-oldest .venv-jax .venv-torch .venv-legacy build *.egg-info
