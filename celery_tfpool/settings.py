@@ -165,6 +165,11 @@ class Settings:
     )
     safe_mode: bool = setting(True, boolean, "Refuse model files that carry Python code (Keras's `safe_mode`).")
 
+    @property
+    def of_predictors(self) -> list[ModelPath]:
+        """The models that predictors have."""
+        return [model for model in self.model_path if self.predictors and model.predictors != 0]
+
 
 KEYS = tuple(PREFIX + f.name for f in fields(Settings))
 

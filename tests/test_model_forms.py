@@ -163,6 +163,8 @@ def test_one_value_for_all_rows(tmp_path: Path, cache: PackCache) -> None:
         assert (0, 2) == lazy.load().predict({**given, "x": X[:0]}, None)["above"].shape
         with pytest.raises(InvalidInputError, match=r"threshold: float32 \(\); unit: .*got threshold: .*shape \(2,\)"):
             lazy.load().predict({**given, "threshold": [1.0, 2.0]}, None)
+        with pytest.raises(InvalidInputError, match=r"got threshold: .*shape \(0,\)"):
+            lazy.load().predict({**given, "threshold": []}, None)
     served = ServedModel(lazy.load(), 32)
     served.warm_up()
     assert served.alone is Reason.ONE_VALUE

@@ -137,10 +137,10 @@ def write_description(folder: str, description: Description) -> None:
     """Make ``folder`` one that can be opened: after all other files, and whole or not at all."""
     path = os.path.join(folder, DESCRIPTION)
     for name in description.files:
-        _to_disk(os.path.join(folder, name))
+        to_disk(os.path.join(folder, name))
     with open(f"{path}.part", "w", encoding="utf-8") as file:
         json.dump({"format": FORMAT, **asdict(description)}, file, indent=1)
-    _to_disk(f"{path}.part")
+    to_disk(f"{path}.part")
     os.replace(f"{path}.part", path)
 
 
@@ -176,7 +176,8 @@ def _of_json(facts: dict[str, Any]) -> Description:
     return Description(**{**facts, "differences": tuple(facts["differences"])})
 
 
-def _to_disk(path: str) -> None:
+def to_disk(path: str) -> None:
+    """Have what was written to the file survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from ..engines import compared, onnxruntime
 from ..engines.protocol import CannotConvert, CannotOpen, Engine, FlatCall
 from ..runners.convert import short
@@ -90,8 +88,7 @@ def _tried(engine: Engine, compiled: Compiled, expected: FlatCall, folder: str) 
 
 def _timed(calls: Sequence[Callable[..., Any]], runner: Runner, rows: int) -> list[float]:
     """CPU seconds a row of each of ``calls``, which take turns: what else the machine does is the same for all."""
-    one = [(port.zeros(), port.shape[:1] == (None,)) for port in runner.inputs]
-    values = [np.repeat(zeros, rows, axis=0) if has_rows else zeros for zeros, has_rows in one]
+    values = [port.zeros(rows) for port in runner.inputs]
     took: list[list[float]] = [[] for _ in calls]
     started = time.monotonic()
     for number in range(_CALLS + 1):

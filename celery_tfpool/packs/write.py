@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from ..engines.protocol import to_disk
 from ..engines.state import keeps_state
 from ..runners.keras_model import KerasRunner
 from ..runners.protocol import CannotPack, Runner
@@ -50,7 +51,7 @@ def write(runner: Runner, folder: str) -> Manifest:
     files = {name: facts_of(os.path.join(folder, name)) for name in names}
     manifest = Manifest(function, inputs, outputs, weights, versions_here(), files, layers)
     for name in names:
-        _to_disk(os.path.join(folder, name))
+        to_disk(os.path.join(folder, name))
     _write_manifest(folder, manifest)
     return manifest
 
@@ -58,7 +59,7 @@ def write(runner: Runner, folder: str) -> Manifest:
 def _write_manifest(folder: str, manifest: Manifest) -> None:
     with open(os.path.join(folder, MANIFEST), "w", encoding="utf-8") as file:
         json.dump(manifest.to_json(), file, indent=1)
-    _to_disk(os.path.join(folder, MANIFEST))
+    to_disk(os.path.join(folder, MANIFEST))
 
 
 def without_layers(folder: str) -> None:
@@ -86,14 +87,6 @@ def _write_layers(folder: str, runner: Runner, main: Any) -> Layers | None:
     with open(os.path.join(folder, LAYERS), "wb") as file:
         file.write(library.SerializeToString(deterministic=True))
     return Layers(function, outputs, weights)
-
-
-def _to_disk(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _functions(concrete: Any) -> tuple[Any, str]:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from celery.worker.control import inspect_command
 
-from ..predictors.statistics import Figures
 from ..runners import installed
 
 if TYPE_CHECKING:
+    from ..predictors.statistics import Figures
     from .prefork import TFPrefork
 
 
@@ -50,7 +50,7 @@ def banner(pool: TFPrefork) -> str:
         f"{name} = {path}" + (" (shared)" if name in shared else "") for name, path in known["models"].items()
     ] or ["none (tf_model_path is not set)"]
     settings = pool.plan.settings
-    if settings.predictors and any(model.predictors != 0 for model in settings.model_path):
+    if settings.of_predictors:
         threads = "{} intra-op, {} inter-op in each predictor".format(*pool.predictor_threads)
         where = f"{settings.predictors}, batches of up to {settings.max_batch_size} rows"
         more = [("predictors", where), ("threads", threads)]

@@ -128,7 +128,7 @@ def absolute(model: ModelPath) -> ModelPath:
 
 def all_predicted_elsewhere(settings: Settings) -> bool:
     """Whether predictors have every model, so that children need no TensorFlow."""
-    return bool(settings.predictors) and all(model.predictors != 0 for model in settings.model_path)
+    return bool(settings.predictors) and len(settings.of_predictors) == len(settings.model_path)
 
 
 def assign(models: Sequence[ModelPath], count: int) -> list[tuple[ModelPath, ...]]:

@@ -112,8 +112,7 @@ class TFPrefork(TaskPool):
 
     def _start_predictors(self) -> None:
         settings = self.plan.settings
-        models = [model for model in settings.model_path if model.predictors != 0]
-        if not settings.predictors or not models:
+        if not (models := settings.of_predictors):
             return
         self.supervisor = Supervisor(
             [has for has in assign(models, settings.predictors) if has],

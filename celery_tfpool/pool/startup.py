@@ -30,7 +30,15 @@ from ..settings import Settings, check
 from .bases import StartStopStep
 from .deferral import with_deferred
 from .inspect import banner, facts, figures
-from .plan import absolute, all_predicted_elsewhere, needs_preimport, plan, predictor_threads, preimport, usable_cores
+from .plan import (
+    absolute,
+    all_predicted_elsewhere,
+    needs_preimport,
+    plan,
+    predictor_threads,
+    preimport,
+    usable_cores,
+)
 from .prefork import TFPrefork, preparation
 
 if TYPE_CHECKING:
@@ -131,7 +139,7 @@ def check_models(settings: Settings) -> None:
         problems.append(f"  tf_model_path: {why}")
     for model in settings.model_path:
         try:
-            if settings.predictors and model.predictors != 0 and (nameless := LoadOptions.of(model).nameless()):
+            if model in settings.of_predictors and (nameless := LoadOptions.of(model).nameless()):
                 raise location.BadSource(
                     f"predictors cannot import its custom object {nameless}; give it a name in a module"
                 )
@@ -155,13 +163,14 @@ def check_pattern(model: ModelPath) -> None:
     Raises:
         BadSource: there is no such folder.
     """
-    if "://" in model.path:
+    varies = model.path if NAME in model.path else str(model.weights)
+    if "://" in varies:
         return
-    folder = os.path.dirname(os.path.expanduser(model.path).partition(NAME)[0]) or "."
+    folder = os.path.dirname(os.path.expanduser(varies).partition(NAME)[0]) or "."
     if not os.path.isdir(folder):
         raise location.BadSource(f"there is no folder {folder!r}")
-    count = len(glob.glob(glob.escape(os.path.expanduser(model.path)).replace(NAME, "*")))
-    logger.info("model %r: %d at %r now; a child loads one at its first use", model.name, count, model.path)
+    count = len(glob.glob(glob.escape(os.path.expanduser(varies)).replace(NAME, "*")))
+    logger.info("model %r: %d at %r now; a child loads one at its first use", model.name, count, varies)
 
 
 def pack_models(pool: TFPrefork, app: Any) -> list[Packing]:

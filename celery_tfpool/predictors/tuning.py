@@ -13,12 +13,9 @@ from concurrent import futures
 from concurrent.futures import Executor
 from typing import Any
 
-import numpy as np
-
 from ..runners import compare
 from ..runners.convert import short
 from ..runners.protocol import BATCH_SIZE, Compiled, Runner
-from ..runners.spec import Port
 from . import freezing, row_check
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -196,7 +193,7 @@ class Tuning:
             self.in_one_thread, self.max_size = call, size
 
     def _zeros(self, rows: int) -> list[Any]:
-        return [_repeated(port.zeros(), port, rows) for port in self._runner.inputs]
+        return [port.zeros(rows) for port in self._runner.inputs]
 
 
 def _at_once(call: Callable[[], Any], threads: int, computing: Executor) -> float:
@@ -221,8 +218,3 @@ def _at_once(call: Callable[[], Any], threads: int, computing: Executor) -> floa
     finally:
         futures.wait(others)
     return max([own, *(other.result() for other in others)])
-
-
-def _repeated(row: Any, port: Port, rows: int) -> Any:
-    has_rows = port.shape[:1] == (None,)
-    return np.repeat(row, rows, axis=0) if has_rows else row

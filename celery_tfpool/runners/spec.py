@@ -69,7 +69,9 @@ class Port:
 
     def _of_rank(self, value: Any) -> Any:
         rank = len(value.shape)
-        if tuple(value.shape) == (0,) and not is_tensor(value):  # an empty list knows neither shape nor dtype
+        if (
+            self.shape and tuple(value.shape) == (0,) and not is_tensor(value)
+        ):  # an empty list knows neither shape nor dtype
             return self.zeros()[:0]
         # Keras adds or drops a last dimension of 1, and so do we.
         if rank == len(self.shape) + 1 and value.shape[-1] == 1:
@@ -85,10 +87,10 @@ class Port:
             hint = "; for a single row add the first dimension: x[None]" if is_row else ""
             raise Misfit(f"{dtype_of(given)}, shape {shape}{hint}")
 
-    def zeros(self) -> NDArray[Any]:
-        """One row of zeros or empty strings, or as many as the model insists on."""
+    def zeros(self, rows: int = 1) -> NDArray[Any]:
+        """So many rows of zeros or empty strings, or as many as the model insists on."""
         shape = [ANY_SIZE if size is None else size for size in self.shape]
-        shape[:1] = [1 if rows is None else rows for rows in self.shape[:1]]
+        shape[:1] = [rows if fixed is None else fixed for fixed in self.shape[:1]]
         if self.dtype == "string":
             return np.full(shape, "", dtype=object)
         return np.zeros(shape, dtype=numpy_dtype(self.dtype))
